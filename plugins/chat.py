@@ -1,0 +1,41 @@
+"""The conversation about a project: what people say, and answers that stream."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+from msgspec.structs import replace
+
+from router import Append, Context, Event, Plugin, Policy, timestamp
+
+
+class ChatMessage(Event, frozen=True, tag="chat_message"):
+    """A whole message. `user_id` is who wrote it; for what people send, the router fills it in."""
+
+    role: Literal["user", "assistant", "system"]
+    content: Annotated[str, Meta(max_length=32_000)]
+    timestamp: str = field(default_factory=timestamp)
+    user_id: str | None = None
+
+
+class ChatResponseChunk(Event, frozen=True, tag="chat_response_chunk"):
+    """A piece of an answer that streams. Pieces may arrive joined; add each to what is there.
+
+    `stream_id` tells which answer; without it there is one at a time. `index` counts pieces, from 0; a joined piece
+    has that of its last part.
+    """
+
+    content: str
+    is_complete: bool
+    stream_id: str | None = None
+    index: int | None = None
+
+
+async def say(message: ChatMessage, context: Context) -> None:
+    """A person writes: everybody sees who, whatever the browser claimed."""
+    await context.publish(replace(message, role="user", user_id=context.sender.user))
+
+
+chat_message = Plugin(ChatMessage, Policy(send="chat"), say)
+chat_response_chunk = Plugin(
+    ChatResponseChunk, Policy(deliver=Append(by=("stream_id",), field="content", ends="is_complete"))
+)

@@ -1,0 +1,57 @@
+"""The description of every message as an AsyncAPI 3.0 document, made from the plugins themselves."""
+
+from inspect import getdoc
+from typing import Any
+
+import msgspec
+
+from router import wire
+from router.catalog import Catalog
+
+__all__ = ["describe"]
+
+_SERVER_FRAMES = (
+    wire.Welcome, wire.Resync, wire.TokenExpiring, wire.TokenRefreshed, wire.Error, wire.GoAway, wire.Ping,
+)  # fmt: skip
+_CLIENT_FRAMES = (wire.Ack, wire.Pong, wire.AuthRefresh)
+
+
+def describe(catalog: Catalog) -> dict[str, Any]:
+    """The document: one channel, what clients receive on it, and what they may send."""
+    events = [found.plugin.event for found in catalog]
+    (_, components) = msgspec.json.schema_components(
+        [*events, *_SERVER_FRAMES, *_CLIENT_FRAMES], ref_template="#/components/schemas/{name}"
+    )
+    refs = dict(zip([*events, *_SERVER_FRAMES, *_CLIENT_FRAMES], _, strict=True))
+    messages: dict[str, Any] = {}
+    for kind, ref in refs.items():
+        tag = str(kind.__struct_config__.tag)
+        messages[tag] = {"name": tag, "summary": (getdoc(kind) or tag).partition("\n")[0], "payload": ref}
+    receive = [found.plugin.tag for found in catalog] + [str(f.__struct_config__.tag) for f in _SERVER_FRAMES]
+    send = [found.plugin.tag for found in catalog if found.plugin.policy.send is not None]
+    send += [str(f.__struct_config__.tag) for f in _CLIENT_FRAMES]
+    return {
+        "asyncapi": "3.0.0",
+        "info": {"title": "Event Router", "version": "1"},
+        "channels": {
+            "project": {
+                "address": "/ws/project/{project_uuid}",
+                "parameters": {"project_uuid": {"description": "The project that is open."}},
+                "messages": {tag: {"$ref": f"#/components/messages/{tag}"} for tag in messages},
+            }
+        },
+        "operations": {
+            "receive": _operation("send", receive),
+            "send": _operation("receive", send),
+        },
+        "components": {"messages": messages, "schemas": components},
+    }
+
+
+def _operation(action: str, tags: list[str]) -> dict[str, Any]:
+    """An operation as AsyncAPI sees it: from the server's side."""
+    return {
+        "action": action,
+        "channel": {"$ref": "#/channels/project"},
+        "messages": [{"$ref": f"#/channels/project/messages/{tag}"} for tag in tags],
+    }

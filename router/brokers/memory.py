@@ -1,0 +1,154 @@
+"""The broker of one process: nothing to install, nothing to lose but the process."""
+
+from collections import Counter, deque
+from collections.abc import Callable
+from secrets import token_hex
+from time import time
+
+from msgspec.structs import replace
+
+from router.brokers.base import Arrive, Broker, History, Limits, Position, Published
+from router.envelope import Envelope
+
+__all__ = ["MemoryBroker"]
+
+
+class _Topic:
+    """One topic's numbering and memory."""
+
+    __slots__ = ("epoch", "history", "ids", "seq", "size", "touched")
+
+    def __init__(self, now: float) -> None:
+        self.epoch = token_hex(6)
+        self.seq = 0
+        self.history: deque[Envelope] = deque()
+        self.ids: dict[str, int] = {}
+        self.size = 0
+        self.touched = now
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.seq)
+
+    def remember(self, envelope: Envelope, max_events: int, max_bytes: int) -> None:
+        self.history.append(envelope)
+        self.size += len(envelope.payload or b"")
+        if envelope.message_id is not None:
+            self.ids[envelope.message_id] = envelope.seq
+        while len(self.history) > max_events or (self.size > max_bytes and len(self.history) > 1):
+            self._forget_oldest()
+
+    def expire(self, before: float) -> None:
+        while self.history and self.history[0].published_at < before:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        old = self.history.popleft()
+        self.size -= len(old.payload or b"")
+        if old.message_id is not None:
+            self.ids.pop(old.message_id, None)
+
+
+class MemoryBroker(Broker):
+    """Keeps everything in this process. More than one process cannot share it; `router serve --workers` says so.
+
+    `max_events`, `max_age` (seconds) and `max_bytes` bound each topic's history. A topic that nobody listens to and
+    nothing was published to for `forget` seconds is forgotten; its next event starts a new epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_events: int = 1000,
+        max_age: float = 300.0,
+        max_bytes: int = 16 * 1024 * 1024,
+        forget: float = 3600.0,
+        clock: Callable[[], float] = time,
+    ) -> None:
+        self._max_events = max_events
+        self._max_age = max_age
+        self._max_bytes = max_bytes
+        self._forget = forget
+        self._clock = clock
+        self._topics: dict[str, _Topic] = {}
+        self._subscribed: Counter[str] = Counter()
+        self._sweep_at = 1024
+        self._connections = 0
+        self._users: Counter[str] = Counter()
+        self._projects: Counter[str] = Counter()
+        self._arrive: Arrive | None = None
+
+    async def start(self, arrive: Arrive) -> None:
+        self._arrive = arrive
+
+    async def stop(self) -> None:
+        self._arrive = None
+
+    async def ready(self) -> bool:
+        return self._arrive is not None
+
+    async def publish(self, envelope: Envelope) -> Published:
+        topic = self._topic(envelope.topic)
+        now = self._clock()
+        topic.touched = now
+        topic.expire(now - self._max_age)
+        if envelope.message_id is not None and (seq := topic.ids.get(envelope.message_id)) is not None:
+            return Published(Position(topic.epoch, seq), duplicate=True)
+        if envelope.policy.keep:
+            topic.seq += 1
+            envelope = replace(envelope, seq=topic.seq, first=topic.seq)
+            topic.remember(envelope, self._max_events, self._max_bytes)
+        if self._arrive is not None and self._subscribed[envelope.topic]:
+            self._arrive(envelope)
+        return Published(Position(topic.epoch, envelope.seq))
+
+    async def subscribe(self, topic: str) -> Position:
+        self._subscribed[topic] += 1
+        return self._topic(topic).position
+
+    async def unsubscribe(self, topic: str) -> None:
+        self._subscribed[topic] -= 1
+        if self._subscribed[topic] <= 0:
+            del self._subscribed[topic]
+
+    async def history(self, topic: str, after: int) -> History:
+        kept = self._topic(topic)
+        kept.expire(self._clock() - self._max_age)
+        envelopes = [envelope for envelope in kept.history if envelope.seq > after]
+        complete = after <= kept.seq and len(envelopes) == kept.seq - after
+        return History(kept.position, envelopes, complete)
+
+    async def claim(self, user: str, project: str, limits: Limits) -> str | None:
+        if self._connections >= limits.system:
+            return "system"
+        if self._users[user] >= limits.user:
+            return "user"
+        if self._projects[project] >= limits.project:
+            return "project"
+        self._connections += 1
+        self._users[user] += 1
+        self._projects[project] += 1
+        return None
+
+    async def release(self, user: str, project: str) -> None:
+        self._connections -= 1
+        for counter, key in ((self._users, user), (self._projects, project)):
+            counter[key] -= 1
+            if counter[key] <= 0:
+                del counter[key]
+
+    def _topic(self, name: str) -> _Topic:
+        topic = self._topics.get(name)
+        if topic is None:
+            if len(self._topics) >= self._sweep_at:
+                self._sweep()
+            topic = self._topics[name] = _Topic(self._clock())
+        return topic
+
+    def _sweep(self) -> None:
+        """Drop topics that are no longer used. Done when their number has doubled, so it costs little per topic."""
+        now = self._clock()
+        for name, topic in list(self._topics.items()):
+            if name not in self._subscribed and (topic.seq == 0 or topic.touched < now - self._forget):
+                del self._topics[name]
+        self._sweep_at = max(1024, 2 * len(self._topics))

@@ -1,0 +1,258 @@
+"""The command `router`."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+from urllib.parse import quote
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from router import app as application
+from router import journal, settings
+from router.dev import GRANTS, PROJECT, demo_routes, make_token
+from router.errors import RouterError, SetupError
+from router.publisher import Publisher
+from router.server.serve import listen, serve
+
+__all__ = ["main"]
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@click.group()
+@click.version_option(package_name="event-router")
+def cli() -> None:
+    """Event Router: backends publish events about a project, everybody who has it open sees them at once."""
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that every command with settings has."""
+    for option in (
+        click.option("--settings", "file", type=click.Path(path_type=Path), envvar="ROUTER_SETTINGS", help="A router.toml."),
+        click.option("--host", help="Address to listen on."),
+        click.option("--port", type=int, help="Port to listen on; 0 takes a free one."),
+        click.option("--plugins", multiple=True, help="A folder with plugin files; may be given several times."),
+    ):
+        command = option(command)
+    return command
+
+
+def _settings(file: Path | None, **arguments: Any) -> tuple[settings.Settings, list[settings.Shown]]:
+    return settings.load(file, **{name: value for name, value in arguments.items() if value not in (None, ())})
+
+
+@cli.command("serve")
+@settings_options
+@click.option("--workers", type=int, help="Processes; more than one needs a broker that they can share.")
+def serve_command(file: Path | None, **arguments: Any) -> None:
+    """Run the router."""
+    chosen, _ = _settings(file, **arguments)
+    journal.configure(chosen.log_level)
+    _run(chosen, application.create_app(chosen))
+
+
+@cli.command()
+@settings_options
+def dev(file: Path | None, **arguments: Any) -> None:
+    """Run the router with the demo page and a key made for this run. On this machine only."""
+    chosen, _ = _settings(file, **arguments)
+    if chosen.host not in LOOPBACK:
+        raise SetupError(f"`router dev` hands tokens to everybody who asks, so it listens on 127.0.0.1, not {chosen.host}")
+    key = chosen.jwt_key or token_hex(32)
+    chosen = msgspec.structs.replace(chosen, jwt_key=key, jwt_algorithms=("HS256",), drain=0.0)
+    journal.configure("WARNING" if chosen.log_level == "INFO" else chosen.log_level)
+    router = application.create_router(chosen, application.build_catalog(chosen))
+    _run(chosen, application.create_app(chosen, router=router, handlers=demo_routes(router, key)), key)
+
+
+def _run(chosen: settings.Settings, app: Any, key: str | None = None) -> None:
+    listener = listen(chosen.host, chosen.port)
+    host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
+    url = f"http://{host}:{listener.getsockname()[1]}"
+    if key is None:
+        click.echo(f"Event Router is at {url}  (clients: {url.replace('http', 'ws', 1)}/ws/project/<project>)", err=True)
+    else:
+        token = make_token(key, "backend", PROJECT)
+        click.echo(
+            f"Event Router is at {url}/\n\n"
+            "Open it, and in another terminal publish to it:\n\n"
+            f"  export ROUTER_URL={url} ROUTER_TOKEN={token}\n"
+            f"  router publish {PROJECT} step_progress step_id=s1 progress=0.5\n"
+            f"  router tail {PROJECT}\n\n"
+            "Ctrl-C ends it.",
+        )
+        sys.stdout.flush()
+    serve(app, listener, max_message=chosen.limit_message, drain=chosen.drain)
+
+
+@cli.command("plugins")
+@settings_options
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def plugins_command(file: Path | None, as_json: bool, **arguments: Any) -> None:
+    """List the message types: direction, grants, delivery, source."""
+    chosen, _ = _settings(file, **arguments)
+    catalog = application.build_catalog(msgspec.structs.replace(chosen, strict_plugins=False))
+    rows = [
+        {
+            "type": found.plugin.tag,
+            "direction": "both" if found.plugin.policy.send else "to clients",
+            "send": found.plugin.policy.send or "-",
+            "receive": found.plugin.policy.receive,
+            "delivery": _delivery(found.plugin.policy.deliver),
+            "source": found.source,
+        }
+        for found in catalog
+    ]
+    if as_json:
+        click.echo(json.dumps({"plugins": rows, "problems": [str(problem) for problem in catalog.problems]}, indent=2))
+    else:
+        _table(["type", "direction", "send", "receive", "delivery", "source"], rows)
+        for problem in catalog.problems:
+            click.echo(f"broken: {problem}", err=True)
+    if catalog.problems and chosen.strict_plugins:
+        sys.exit(1)
+
+
+def _delivery(deliver: Any) -> str:
+    by = f" by {', '.join(deliver.by)}" if deliver.by else ""
+    every = f" every {deliver.every:g} s" if deliver.every else ""
+    return f"{type(deliver).__name__}{by}{every}"
+
+
+@cli.command("settings")
+@settings_options
+def settings_command(file: Path | None, **arguments: Any) -> None:
+    """Show the effective settings, secrets hidden, and where each came from."""
+    _, shown = _settings(file, **arguments)
+    _table(["name", "value", "source"], [msgspec.to_builtins(row) for row in shown])
+
+
+def _table(columns: list[str], rows: list[dict[str, Any]]) -> None:
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    # A pipe gets whole lines to grep in, not lines broken at 80 columns.
+    Console(width=None if sys.stdout.isatty() else 200, soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+@cli.command()
+@click.argument("user")
+@click.argument("project")
+@click.option("--grant", "grants", multiple=True, default=GRANTS, show_default=True, help="May be given several times.")
+@click.option("--lifetime", default=3600.0, show_default=True, help="Seconds.")
+@settings_options
+def token(user: str, project: str, grants: tuple[str, ...], lifetime: float, file: Path | None, **arguments: Any) -> None:
+    """Make a token for development, signed with the secret in the settings. PROJECT `*` means all."""
+    chosen, _ = _settings(file, **arguments)
+    if not chosen.jwt_key or chosen.jwt_key.startswith("-----BEGIN") or chosen.jwt_algorithms[0] != "HS256":
+        raise SetupError("`router token` signs with a secret: set ROUTER_JWT_KEY to the one that the router has (HS256)")
+    click.echo(make_token(chosen.jwt_key, user, project, grants=grants, lifetime=lifetime))
+
+
+def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the router is and who asks."""
+    for option in (
+        click.option("--url", envvar="ROUTER_URL", default="http://127.0.0.1:8000", show_default=True),
+        click.option("--token", envvar="ROUTER_TOKEN", required=True, help="A token, or the variable ROUTER_TOKEN."),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("project", required=False)
+@click.argument("kind", metavar="TYPE")
+@click.argument("fields", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option("--user", help="To all connections of one person, instead of a project.")
+@click.option("--all", "everyone", is_flag=True, help="To everybody, instead of a project.")
+@connection_options
+def publish(
+    project: str | None, kind: str, fields: tuple[str, ...], user: str | None, everyone: bool, url: str, token: str
+) -> None:
+    """Publish one event: `router publish PROJECT step_progress step_id=s1 progress=0.5`.
+
+    A VALUE that is JSON is taken as such, everything else as text. With --user or --all there is no PROJECT.
+    """
+    if user or everyone:
+        if project is not None:
+            kind, fields = project, (kind, *fields)
+        path = "/events" if everyone else f"/users/{quote(str(user), safe='')}/events"
+    else:
+        if project is None:
+            raise click.UsageError("name a PROJECT, or give --user or --all")
+        path = f"/projects/{quote(project, safe='')}/events"
+    event: dict[str, Any] = {"type": kind}
+    for field in fields:
+        name, equals, value = field.partition("=")
+        if not equals:
+            raise click.UsageError(f"`{field}` is not NAME=VALUE")
+        event[name] = _value(value)
+
+    async def send() -> list[int]:
+        async with Publisher(url, token) as publisher:
+            return await publisher.publish_json(path, msgspec.json.encode(event))
+
+    click.echo(f"published, seq {asyncio.run(send())[0]}")
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@cli.command()
+@click.argument("project")
+@click.option("--since", help="`0` shows first what is remembered.")
+@connection_options
+def tail(project: str, since: str | None, url: str, token: str) -> None:
+    """Show what everybody in PROJECT sees, one JSON object a line, until Ctrl-C."""
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+    query = f"?since={quote(since)}" if since else ""
+    address = f"{url.replace('http', 'ws', 1)}/ws/project/{quote(project, safe='')}{query}"
+
+    async def show() -> None:
+        try:
+            headers = {"Authorization": f"Bearer {token}"}
+            async with connect(address, additional_headers=headers, subprotocols=["router.v1"], compression=None) as socket:  # type: ignore[list-item]
+                async for text in socket:
+                    message = json.loads(text)
+                    for event in message["events"] if message["type"] == "batch" else [message]:
+                        if event["type"] != "ping":
+                            click.echo(json.dumps(event))
+        except InvalidStatus as refused:
+            raise SetupError((refused.response.body or b"").decode() or str(refused)) from None
+        except ConnectionClosed as closed:
+            raise SetupError(f"the router closed the connection: {closed}") from None
+        except OSError as error:
+            raise SetupError(f"the router at {url} cannot be reached: {error}") from None
+
+    try:
+        asyncio.run(show())
+    except KeyboardInterrupt:
+        return
+
+
+def main() -> None:
+    """Run the command; what is the user's to correct is told in one sentence."""
+    try:
+        cli(standalone_mode=True)
+    except RouterError as error:
+        message = getattr(error, "message", None) or str(error)
+        click.echo(f"router: {message}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
+

@@ -1,0 +1,563 @@
+"""The Router: joins catalog, pipeline, broker and hub. Messages come in, go round, and go out here."""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, BinaryIO, NoReturn
+from uuid import uuid4
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from router import wire
+from router.audience import EVERYONE, Audience, Identity, project_topic, user_topic
+from router.brokers.base import Broker, Position, Published
+from router.catalog import Catalog, Found
+from router.envelope import Envelope
+from router.errors import BadMessage, CloseCode, Disconnect, PluginFailed, Refused, TooLarge
+from router.event import Event, Policy
+from router.hub import Hub, Port
+from router.lane import Lanes
+from router.metrics import Metrics
+from router.middleware.audit import Audit
+from router.middleware.auth import Auth, Authenticator
+from router.middleware.coalesce import Coalesce
+from router.middleware.permission import check_permission
+from router.middleware.rate import RateLimit
+from router.pacing import TokenBucket, conflate
+from router.pipeline import DELIVERED, Middleware, Pipeline
+from router.plugin import Plugin
+from router.presence import Presence
+from router.session import Bookmark, Session
+from router.tracing import SpanKind, Tracing, valid_traceparent
+
+__all__ = ["Pace", "Router", "Since"]
+
+log = logging.getLogger("router")
+
+Since = Mapping[str, tuple[str, Bookmark]]
+"""For each topic that a client resumes: the epoch it knows and what it has. Epoch "" asks for all there is."""
+
+CATCH_UP_BYTES = 256 * 1024
+"""What is written to a client that catches up before looking whether it reads."""
+
+
+class Pace(Struct, frozen=True):
+    """The figures that decide how fast and how patient the router is. Times in seconds."""
+
+    broadcast_every: float = 1.0
+    rate: float = 10.0
+    burst: float = 10.0
+    bad_messages_a_minute: int = 10
+    handler_timeout: float = 5.0
+    ack_after: float = 10.0
+    ack_tries: int = 3
+    max_event: int = 256 * 1024
+    token_grace: float = 25.0
+    presence_grace: float = 15.0
+
+
+class Router:
+    """One node. `receive` takes what a client sent, `publish` what a backend says; `open` and `close` frame a session.
+
+    The order of the middleware is the user's and stands once, in `middleware`; both legs run the same list.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        broker: Broker,
+        authenticate: Authenticator,
+        *,
+        pace: Pace = Pace(),
+        audit: BinaryIO | None = None,
+        tracing: Tracing | None = None,
+        arrange: Callable[[dict[str, Middleware]], Sequence[Middleware]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        call_later: Callable[..., object] | None = None,
+    ) -> None:
+        self.catalog = catalog
+        self.broker = broker
+        self.authenticate = authenticate
+        self.pace = pace
+        self.metrics = Metrics()
+        self.tracing = tracing or Tracing()
+        self.hub = Hub(acknowledged_within=pace.ack_after, clock=clock)
+        self.presence = Presence(self._announce, clock, grace=pace.presence_grace)
+        self.auth = Auth(authenticate, wall, grace=pace.token_grace)
+        self.audit = Audit(audit, wall)
+        self._coalesce = Coalesce(
+            clock, self._later, every=pace.broadcast_every, report=self._report, fault=self._merge_failed
+        )
+        rate = RateLimit(clock, rate=pace.rate, burst=pace.burst)
+        order: dict[str, Middleware] = {
+            "auth": self.auth,
+            "permission": check_permission,
+            "rate": rate,
+            "coalesce": self._coalesce,
+            "audit": self.audit,
+        }
+        self.middleware: Sequence[Middleware] = tuple(order.values()) if arrange is None else arrange(order)
+        self._inbound = Pipeline(self.middleware, self._handle, self._report)
+        self._outbound = Pipeline(self.middleware, self._to_hub, self._report)
+        self._lanes = Lanes(self._flush, self._job_failed)
+        self._clock, self._wall = clock, wall
+        self._call_later = call_later
+        self._seen: dict[str, int] = {}
+        self._listeners: dict[str, int] = {}
+        self._bad: dict[str, TokenBucket] = {}
+
+    async def start(self) -> None:
+        """Connect the broker."""
+        await self.broker.start(self.arrive)
+
+    async def stop(self) -> None:
+        """Let what is under way finish, then let go of broker and audit log."""
+        await self._lanes.idle()
+        await self.broker.stop()
+        self.audit.close()
+
+    # -- backend to people
+
+    async def publish(
+        self,
+        audience: Audience,
+        event: Event,
+        *,
+        payload: bytes | None = None,
+        message_id: str | None = None,
+        traceparent: str | None = None,
+        sender: Identity | None = None,
+    ) -> Published:
+        """Publish `event`. `payload`: its JSON, when it came as JSON and shall arrive as it came.
+
+        Raises `BadMessage` for a type no plugin has, `TooLarge`, and `Unavailable` when the broker is away.
+        """
+        plugin = self.catalog.plugin_of(event)
+        event, payload = _with_id(event, plugin, payload, message_id)
+        self.fits(payload)
+        with self.tracing.span(f"send {plugin.tag}", SpanKind.PRODUCER, traceparent, {"messaging.operation.type": "send"}) as (
+            span,
+            trace,
+        ):
+            envelope = Envelope(
+                event=event,
+                policy=plugin.policy,
+                audience=audience,
+                sender=sender,
+                payload=payload,
+                message_id=message_id or event.message_id,
+                published_at=self._wall(),
+                traceparent=trace,
+            )
+            published = await self.broker.publish(envelope)
+            if span is not None:
+                span.set_attribute("messaging.message.id", str(published.position.seq))
+        return published
+
+    def fits(self, payload: bytes) -> None:
+        """Raise `TooLarge` when an event is bigger than may go out."""
+        if len(payload) > self.pace.max_event:
+            raise TooLarge(
+                f"the event is {len(payload)} bytes and may be {self.pace.max_event}: "
+                "store the data and send a reference to it"
+            )
+
+    def read_event(self, data: bytes) -> tuple[Event, bytes]:
+        """An event that a backend wrote as JSON, and its bytes ready for `publish`. Raises `BadMessage`."""
+        head = wire.read_head(data)
+        wire.refuse_reserved(head)
+        self.catalog.plugin(head.type)
+        event: Event = wire.read(self.catalog.decoder(head.type), data)
+        return event, bytes(data).strip()
+
+    def arrive(self, envelope: Envelope) -> None:
+        """What the broker carries here: through the outbound leg, in its topic's turn."""
+        self._lanes.put(envelope.topic, partial(self._deliver, envelope))
+
+    async def _deliver(self, envelope: Envelope) -> None:
+        try:
+            attributes = {"messaging.operation.type": "process", "messaging.message.id": str(envelope.seq)}
+            with self.tracing.span(f"deliver {envelope.type}", SpanKind.CONSUMER, envelope.traceparent, attributes):
+                await self._outbound(envelope)
+        except (Refused, Disconnect):
+            pass  # reported by the pipeline; a backend's message has no sender here to tell
+        finally:
+            if envelope.seq and envelope.topic in self._seen:
+                self._seen[envelope.topic] = envelope.seq
+
+    async def _to_hub(self, envelope: Envelope) -> None:
+        if envelope.published_at and not envelope.replay:
+            self.metrics.latency.observe(max(0.0, self._wall() - envelope.published_at))
+        await self.hub.deliver(envelope)
+
+    async def _flush(self, topic: str) -> None:
+        self.metrics.deliveries.inc(await self.hub.flush(topic))
+
+    # -- people to backend
+
+    async def receive(self, session: Session, data: str | bytes) -> None:
+        """Take one message of a client. A bad one is answered with an `error` frame.
+
+        Raises `Disconnect` when the connection must end.
+        """
+        ref = None
+        try:
+            head = wire.read_head(data)
+            ref = head.ref
+            event = self._read_inbound(session, head, data)
+        except Refused as refusal:
+            self.metrics.error(refusal.code)
+            self.audit.unread(session.topics[0], session.user, session.id, f"refused:{refusal.code}")
+            self.refuse(session, refusal, ref, bad=True)
+            return
+        if event is not None:
+            await self._process(session, event, ref, valid_traceparent(head.traceparent))
+
+    async def _process(self, session: Session, event: Event, ref: str | None, trace: str | None) -> None:
+        policy = _REFRESH_POLICY if isinstance(event, wire.AuthRefresh) else self.catalog.plugin_of(event).policy
+        envelope = Envelope(
+            event=event,
+            policy=policy,
+            audience=Audience(session.topics[0]),
+            leg="inbound",
+            sender=session.identity,
+            session=session.id,
+            ref=ref,
+            published_at=self._wall(),
+        )
+        attributes = {"messaging.operation.type": "process"}
+        try:
+            with self.tracing.span(f"process {envelope.type}", SpanKind.CONSUMER, trace, attributes) as (_, context):
+                await self._inbound(replace(envelope, traceparent=context))
+        except Refused as refusal:
+            self.refuse(session, refusal, ref)
+
+    def _read_inbound(self, session: Session, head: wire.Head, data: str | bytes) -> Event | None:
+        """The event that a client sent; None for what only the router itself is told."""
+        if head.type not in wire.CONTROL_TAGS:
+            self.catalog.plugin(head.type)
+            event: Event = wire.read(self.catalog.decoder(head.type), data)
+            # Whether a message must be acknowledged, and under which id, is not for another person to say.
+            return replace(event, requires_ack=False, message_id=None) if event.requires_ack else event
+        message = wire.read_control(head, data)
+        if isinstance(message, wire.AuthRefresh):
+            return message
+        if isinstance(message, wire.Ack):
+            if message.message_id is None and message.pos is None:
+                raise BadMessage("`ack` needs `message_id` or `pos`")
+            self.hub.acknowledge(session, message_id=message.message_id, pos=message.pos)
+        return None
+
+    def refuse(self, session: Session, refusal: Refused, ref: str | None = None, *, bad: bool = False) -> None:
+        """Answer with an `error` frame. Raises `Disconnect` after too many `bad` messages in a minute."""
+        self.hub.say(session, wire.error(refusal, ref))
+        if bad:
+            allowed = self.pace.bad_messages_a_minute
+            bucket = self._bad.setdefault(session.id, TokenBucket(allowed / 60, allowed))
+            if bucket.take(self._clock()):
+                raise Disconnect(CloseCode.BAD_MESSAGES, f"more than {allowed} bad messages in a minute")
+
+    async def _handle(self, envelope: Envelope) -> None:
+        """The end of the inbound leg."""
+        if isinstance(envelope.event, wire.AuthRefresh):
+            self._refreshed(envelope)
+            return
+        plugin = self.catalog.plugin_of(envelope.event)
+        context = _Context(self, envelope)
+        if plugin.handle is None:
+            await context.publish(envelope.event)
+            return
+        try:
+            async with asyncio.timeout(self.pace.handler_timeout):
+                await plugin.handle(envelope.event, context)
+        except (Refused, Disconnect):
+            raise
+        except TimeoutError:
+            reason = f"took longer than {self.pace.handler_timeout:g} s"
+            self._plugin_failed(envelope, reason)
+            raise PluginFailed(f"the handler of `{plugin.tag}` {reason}", temporary=True) from None
+        except Exception as error:
+            # The exception's text may quote the message, so only its type is told and logged.
+            self._plugin_failed(envelope, f"raised {type(error).__name__}", error)
+            raise PluginFailed(f"the handler of `{plugin.tag}` failed") from None
+
+    def _refreshed(self, envelope: Envelope) -> None:
+        session = self.hub.session(envelope.session or "")
+        fresh = envelope.sender
+        if session is None or fresh is None:
+            return
+
+        def change() -> None:
+            session.identity = fresh
+
+        self.hub.refile(session, change)
+        self.auth.watch(session.id, fresh.expires_at)
+        self.hub.say(session, wire.encode(wire.TokenRefreshed(expires_in=self._remaining(fresh))))
+
+    # -- sessions
+
+    async def open(self, session: Session, port: Port, since: Since | None, ping_every: float) -> bool:
+        """Let `session` in: tell it where it stands, bring it up to date, and have it hear what comes.
+
+        `since`: what it has, by topic. Returns whether it was recovered. Call `close` in any case.
+        """
+        self.hub.add(session, port)
+        self.auth.watch(session.id, session.identity.expires_at)
+        places, lost = [], []
+        recovered = False
+        for topic in session.topics:
+            position = await self._listen(topic)
+            asked = None if since is None else since.get(topic)
+            session.bookmarks[topic] = Bookmark(position.seq)  # `close` undoes what this says was begun
+            session.bookmarks[topic], reason = await self._bookmark(topic, position, asked)
+            places.append(wire.Place(position.epoch, session.bookmarks[topic].pos))
+            if reason is not None:
+                lost.append((topic, places[-1], reason))
+            elif asked is not None and topic == session.topics[0]:
+                recovered = True
+        if not session.plain:
+            self._welcome(session, places, lost, recovered=recovered, ping_every=ping_every)
+        for topic in session.topics:
+            await self._lanes.run(topic, partial(self._enter, session, topic))
+        return recovered
+
+    async def close(self, session: Session) -> None:
+        """`session` is gone."""
+        self.hub.remove(session)
+        self.auth.forget(session.id)
+        self._bad.pop(session.id, None)
+        for topic in session.bookmarks:
+            self._listeners[topic] -= 1
+            if not self._listeners[topic]:
+                del self._listeners[topic], self._seen[topic]
+            await self.broker.unsubscribe(topic)
+
+    def slow(self, session: Session) -> None:
+        """`session` does not read fast enough: out of its rooms until it does."""
+        self.metrics.slow.inc()
+        self.hub.pause(session)
+
+    def resume(self, session: Session) -> None:
+        """A slow `session` reads again: bring it up to date and back into its rooms."""
+        if self.hub.slow.pop(session, None) is not None:
+            for topic in session.topics:
+                self._lanes.put(topic, partial(self._enter, session, topic))
+
+    def _welcome(
+        self,
+        session: Session,
+        places: Sequence[wire.Place],
+        lost: Sequence[tuple[str, wire.Place, str]],
+        *,
+        recovered: bool,
+        ping_every: float,
+    ) -> None:
+        project, user, everyone = places
+        welcome = wire.Welcome(
+            session_id=session.id,
+            epoch=project.epoch,
+            pos=project.pos,
+            user=user,
+            all=everyone,
+            recovered=recovered,
+            expires_in=self._remaining(session.identity),
+            ping_every=ping_every,
+        )
+        self.hub.say(session, wire.encode(welcome))
+        for topic, place, reason in lost:
+            self._resync(session, topic, place, reason)
+
+    def _resync(self, session: Session, topic: str, place: wire.Place, reason: str) -> None:
+        label = wire.topic_label(topic)
+        self.hub.say(session, wire.encode(wire.Resync(epoch=place.epoch, pos=place.pos, reason=reason, topic=label)))
+
+    async def _listen(self, topic: str) -> Position:
+        position = await self.broker.subscribe(topic)
+        self._listeners[topic] = self._listeners.get(topic, 0) + 1
+        self._seen.setdefault(topic, position.seq)
+        return position
+
+    async def _bookmark(
+        self, topic: str, position: Position, asked: tuple[str, Bookmark] | None
+    ) -> tuple[Bookmark, str | None]:
+        """From where a session goes on, and why that is not from where it asked to, if it is not."""
+        here = await self._present(topic, position)
+        if asked is None:
+            return here, None
+        epoch, bookmark = asked
+        if not epoch:
+            history = await self.broker.history(topic, 0)
+            first = history.envelopes[0].first - 1 if history.envelopes else position.seq
+            return Bookmark(first), None
+        if epoch != position.epoch:
+            return here, "the numbering has started anew"
+        if bookmark.pos > position.seq:
+            return here, "the position is ahead of the topic"
+        if not (await self.broker.history(topic, bookmark.pos)).complete:
+            return here, "history does not reach back that far"
+        return bookmark, None
+
+    async def _present(self, topic: str, position: Position) -> Bookmark:
+        """What somebody has who wants only what is new: all but what is held back at the moment."""
+        held_since = self._coalesce.held_since(topic)
+        if held_since is None or held_since > position.seq:
+            return Bookmark(position.seq)
+        recent = (await self.broker.history(topic, held_since - 1)).envelopes
+        sent = (e.seq for e in recent if e.seq <= position.seq and not self._coalesce.holds(e))
+        return Bookmark(held_since - 1, frozenset(sent))
+
+    async def _enter(self, session: Session, topic: str) -> None:
+        """Write what `session` missed of `topic`, then put it into the room. Runs in the topic's turn, so that
+        nothing is delivered in between: what is numbered up to `seen` is history, what comes after arrives live.
+        """
+        await self.hub.flush(topic)
+        port = self.hub.port(session)
+        if port is None or session in self.hub.slow:
+            return
+        bookmark, seen = session.bookmarks[topic], self._seen[topic]
+        held_since = self._coalesce.held_since(topic)
+        arrived = Bookmark(seen)
+        if bookmark.pos < seen:
+            history = await self.broker.history(topic, bookmark.pos)
+            missed = [e for e in history.envelopes if e.seq <= seen and not self._coalesce.holds(e)]
+            if held_since is not None:
+                has = {e.seq for e in missed if e.seq >= held_since}
+                arrived = Bookmark(held_since - 1, frozenset(has))
+            if not history.complete:
+                here = wire.Place(history.top.epoch, arrived.pos)
+                self._resync(session, topic, here, "history does not reach back that far")
+            elif not await self._catch_up(session, port, topic, missed, arrived.pos):
+                return
+        self.hub.join(session, topic, arrived)
+
+    async def _catch_up(
+        self, session: Session, port: Port, topic: str, missed: Sequence[Envelope], floor: int
+    ) -> bool:
+        """Write what was missed, merged, in slices. Returns False when the client stopped reading on the way."""
+        bookmark = session.bookmarks[topic]
+        found = self.hub.collect(session)
+        try:
+            for envelope in conflate(missed, bookmark.known, self._merge_failed):
+                narrowed = envelope.narrowed(only=frozenset({session.id}))
+                try:
+                    await self._outbound(replace(narrowed, replay=True))
+                except (Refused, Disconnect):
+                    continue  # reported by the pipeline
+        finally:
+            self.hub.collected(session)
+        known = set(bookmark.known)
+        while found:
+            part = [found.pop(0)]
+            size = len(wire.body(part[0]))
+            while found and (size := size + len(wire.body(found[0]))) <= CATCH_UP_BYTES:
+                part.append(found.pop(0))
+            self.hub.send(session, part, floor)
+            known.update(envelope.seq for envelope in part)
+            pos = max(bookmark.pos, wire.position(part[-1], floor))
+            bookmark = Bookmark(pos, frozenset(seq for seq in known if seq > pos))
+            session.bookmarks[topic] = bookmark
+            if found and port.backlog() > CATCH_UP_BYTES:
+                await asyncio.sleep(0)  # let the transport send before judging the client by its backlog
+                if port.backlog() > CATCH_UP_BYTES // 2:
+                    self.hub.pause(session)
+                    return False
+        return True
+
+    # -- small things
+
+    def _remaining(self, identity: Identity) -> float | None:
+        left = identity.expires_at - self._wall()
+        return None if left == float("inf") else round(max(0.0, left), 3)
+
+    def _later(self, when: float, topic: str, job: Callable[[], Any]) -> None:
+        call_later = self._call_later or asyncio.get_running_loop().call_later
+        call_later(max(0.0, when - self._clock()), self._lanes.put, topic, job)
+
+    def _report(self, envelope: Envelope, outcome: str) -> None:
+        self.metrics.message(envelope, outcome)
+        if outcome != DELIVERED:  # what is delivered passes the audit itself, last in the list
+            self.audit.report(envelope, outcome)
+
+    async def _announce(self, project: str, event: Event) -> None:
+        await self.publish(Audience(project_topic(project)), event)
+
+    def _merge_failed(self, envelope: Envelope, what: str) -> None:
+        self._plugin_failed(envelope, what)
+
+    def _plugin_failed(self, envelope: Envelope, what: str, error: Exception | None = None) -> None:
+        self.metrics.error("plugin_failed")
+        at = None if error is None else place(error)
+        log.error("plugin %s %s", self._source(envelope), what, extra={"event": "plugin_failed", "place": at})
+
+    def _source(self, envelope: Envelope) -> str:
+        found: Found | None = next((f for f in self.catalog if f.plugin.tag == envelope.type), None)
+        return envelope.type if found is None else f"{found.source} ({envelope.type})"
+
+    def _job_failed(self, topic: str, error: Exception) -> None:
+        if not isinstance(error, Refused | Disconnect):
+            self.metrics.error("internal")
+            log.error("delivery failed: %s", type(error).__name__, extra={"event": "delivery_failed", "place": place(error)})
+
+
+class _Context:
+    """What a handler may do about its message; see `plugin.Context`."""
+
+    def __init__(self, router: Router, envelope: Envelope) -> None:
+        assert envelope.sender is not None
+        assert envelope.session is not None
+        self._router = router
+        self._envelope = envelope
+        self.sender = envelope.sender
+        self.session = envelope.session
+        self.project = envelope.topic.removeprefix("project:")
+
+    async def reply(self, event: Event) -> None:
+        plugin = self._router.catalog.plugin_of(event)
+        audience = Audience(self._envelope.topic, only=frozenset({self.session}))
+        trace = self._envelope.traceparent
+        self._router.arrive(Envelope(event=event, policy=plugin.policy, audience=audience, traceparent=trace))
+
+    async def publish(self, event: Event, *, to: Audience | None = None) -> None:
+        trace = self._envelope.traceparent
+        await self._router.publish(to or Audience(self._envelope.topic), event, traceparent=trace, sender=self.sender)
+
+    def refuse(self, message: str, *, code: str = "refused", retry_after: float | None = None) -> NoReturn:
+        raise Refused(message, code=code, retry_after=retry_after, temporary=retry_after is not None)
+
+
+_REFRESH_POLICY = Policy(send="view", cost=0.0)
+
+_PROJECT = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
+
+
+def topics_of(project: str, user: str) -> tuple[str, str, str]:
+    """What a session listens to: its project, its user, everyone. Raises `Disconnect` 4404 for an impossible id."""
+    if not _PROJECT.match(project):
+        raise Disconnect(CloseCode.NO_SUCH_PROJECT, "a project id is 1 to 128 letters, digits, `.`, `_`, `~`, `-`")
+    return project_topic(project), user_topic(user), EVERYONE
+
+
+def _with_id(event: Event, plugin: Plugin, payload: bytes | None, message_id: str | None) -> tuple[Event, bytes]:
+    """The event and its JSON, with the id and mark that a critical event needs to be acknowledged by."""
+    critical = event.requires_ack or plugin.policy.ack
+    if critical and (event.message_id is None or not event.requires_ack):
+        id_ = event.message_id or message_id or uuid4().hex
+        added = b"" if event.message_id else b',"message_id":' + wire.encode(id_)
+        added += b"" if event.requires_ack else b',"requires_ack":true'
+        if payload is not None:
+            payload = payload[:-1] + added + b"}"
+        event = replace(event, message_id=id_, requires_ack=True)
+    return event, wire.encode(event) if payload is None else payload
+
+
+def place(error: Exception) -> str | None:
+    """Where an exception was raised: file and line, nothing of what was in its variables."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return None if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -1,0 +1,292 @@
+"""The WebSocket edge: handshake, admission, and the life of one connection. Litestar carries it."""
+
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from random import uniform
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+import msgspec
+from litestar import WebSocket
+from litestar.exceptions import WebSocketDisconnect
+from litestar.handlers import WebsocketListenerRouteHandler, websocket_listener
+from litestar.params import FromPath
+from msgspec import Struct
+
+from router import wire
+from router.brokers.base import Limits
+from router.errors import BadMessage, CloseCode, Disconnect, clip_reason
+from router.flow import Router, place, topics_of
+from router.port import AsgiPort, DirectPort, port_for
+from router.session import Bookmark, Session
+from router.tracing import SpanKind, valid_traceparent
+from router.upkeep import Upkeep
+
+__all__ = ["Door", "Gateway", "GatewaySocket", "parse_since"]
+
+log = logging.getLogger("router")
+
+
+class Door(Struct, frozen=True):
+    """Whom to let in. Times in seconds."""
+
+    limits: Limits = Limits()
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of pages that may connect, besides those of our own host. `*` allows all."""
+    query_token: bool = True
+    """Whether `?token=` is accepted, as the specification has it."""
+    retry_after: float = 5.0
+    drain: float = 5.0
+    """Over how long connections are closed at shutdown, so that they do not all come back at once."""
+
+
+class GatewaySocket(WebSocket[Any, Any, Any]):
+    """Litestar's WebSocket, except that a binary frame is answered instead of read as an empty text."""
+
+    session: Session
+    router: Router
+
+    async def receive_data(self, mode: Any = "text") -> Any:
+        """The next text frame."""
+        while True:
+            message: Any = await self.receive()
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(detail=message.get("reason") or "", code=message.get("code") or 1005)
+            text = message.get("text")
+            if text is not None:
+                return text
+            self.router.metrics.error("bad_message")
+            self.router.refuse(self.session, BadMessage("messages are JSON in text frames, not binary"), bad=True)
+
+
+class Gateway:
+    """Lets clients in and runs their connections. One for the whole application; keeps no state of one connection."""
+
+    def __init__(self, router: Router, upkeep: Upkeep, door: Door = Door()) -> None:
+        self._router = router
+        self._upkeep = upkeep
+        self._door = door
+
+    def handler(self) -> WebsocketListenerRouteHandler:
+        """The Litestar route `/ws/project/{project_uuid}`."""
+
+        @asynccontextmanager
+        async def lifespan(socket: WebSocket[Any, Any, Any], project_uuid: FromPath[str]) -> AsyncIterator[None]:
+            assert isinstance(socket, GatewaySocket)
+            async with self._connection(socket, project_uuid):
+                yield
+
+        @websocket_listener(
+            "/ws/project/{project_uuid:str}", connection_lifespan=lifespan, websocket_class=GatewaySocket
+        )
+        async def project_socket(data: str, socket: WebSocket[Any, Any, Any]) -> None:
+            assert isinstance(socket, GatewaySocket)
+            await self._router.receive(socket.session, data)
+
+        return project_socket
+
+    @asynccontextmanager
+    async def _connection(self, socket: GatewaySocket, project: str) -> AsyncIterator[None]:
+        """One connection from handshake to goodbye."""
+        try:
+            session, since = await self._admit(socket, project)
+        except Disconnect as refused:
+            self._router.metrics.error(str(int(refused.code)))
+            log.info("refused", extra={"event": "websocket_refused", "project_uuid": project[:128], "code": int(refused.code)})
+            await _refuse(socket, refused)
+            try:
+                yield  # the listener reads the disconnect and unwinds
+            except WebSocketDisconnect:
+                pass
+            return
+        began = time.monotonic()
+        port: DirectPort | AsgiPort | None = None
+        code = 1006
+        try:
+            await socket.accept(subprotocols=None if session.plain else wire.SUBPROTOCOL)
+            port = port_for(socket.scope, socket.send)
+            socket.session, socket.router = session, self._router
+            await self._enter(session, port, since)
+            yield
+        except WebSocketDisconnect as gone:
+            code = gone.code
+        except Disconnect as ended:
+            code = int(ended.code)
+            self._router.metrics.error(str(code))
+            await _close(socket, ended)
+        except Exception as error:  # our own bug: tell neither client nor log what was in the message
+            code = int(CloseCode.INTERNAL_ERROR)
+            self._router.metrics.error("internal")
+            log.error("connection failed: %s at %s", type(error).__name__, place(error), extra={"event": "connection_failed"})
+            await _close(socket, Disconnect(CloseCode.INTERNAL_ERROR, "internal error"))
+        finally:
+            await self._leave(session, port, code, time.monotonic() - began)
+
+    async def _admit(self, socket: GatewaySocket, project: str) -> tuple[Session, Any]:
+        """Who it is, whether they may, and whether there is room. Raises `Disconnect` if not. Takes a seat."""
+        self._check_origin(socket)
+        attributes = {"http.route": "/ws/project/{project_uuid}"}
+        parent = valid_traceparent(socket.headers.get("traceparent"))
+        with self._router.tracing.span("handshake", SpanKind.SERVER, parent, attributes):
+            query = parse_qs(socket.scope["query_string"].decode("latin-1"), max_num_fields=20)
+            offered = socket.scope["subprotocols"]
+            identity = await self._router.authenticate(self._token(socket, offered, query), project)
+            topics = topics_of(project, identity.user)
+            full = await self._router.broker.claim(identity.user, project, self._door.limits)
+            if full is not None:
+                raise Disconnect(CloseCode.LIMIT, _FULL[full], retry_after=self._door.retry_after)
+        plain = wire.SUBPROTOCOL not in offered
+        session = Session(uuid4().hex, identity, project, plain=plain, topics=topics)
+        return session, parse_since(query.get("since", [None])[0], topics)
+
+    async def _enter(self, session: Session, port: DirectPort | AsgiPort, since: Any) -> None:
+        router = self._router
+
+        def writable(can_write: bool) -> None:
+            if can_write:
+                router.resume(session)
+            else:
+                router.slow(session)
+
+        def shutdown() -> float:
+            delay = uniform(0, self._door.drain)
+            if not session.plain:
+                router.hub.say(session, wire.encode(wire.GoAway(retry_after=round(delay, 3), reason="restarting")))
+            return delay
+
+        port.listen(writable, shutdown)
+        router.metrics.connections.inc()
+        router.metrics.connected.inc()
+        self._upkeep.add(session, port.heard)
+        recovered = await router.open(session, port, since, self._upkeep.ping_every)
+        if since:
+            router.metrics.reconnected.inc()
+        await router.presence.enter(session.project, session.user)
+        _log_connection("websocket_connected", session, recovered=recovered)
+
+    async def _leave(self, session: Session, port: DirectPort | AsgiPort | None, code: int, seconds: float) -> None:
+        router = self._router
+        self._upkeep.remove(session)
+        await router.close(session)
+        await router.broker.release(session.user, session.project)
+        if port is None:
+            return
+        router.presence.leave(session.project, session.user)
+        router.metrics.connections.dec()
+        router.metrics.duration.observe(seconds)
+        _log_connection("websocket_disconnected", session, code=code, seconds=round(seconds, 3))
+        await port.finish()
+
+    def _check_origin(self, socket: GatewaySocket) -> None:
+        origin = socket.headers.get("origin")
+        allowed = self._door.allowed_origins
+        if origin is None or "*" in allowed or origin in allowed:
+            return
+        if urlsplit(origin).netloc != socket.headers.get("host"):
+            # Raised as a refusal that even a browser gets as HTTP 403: the page is not to learn more.
+            raise _ForeignOrigin
+
+    def _token(self, socket: GatewaySocket, offered: Sequence[str], query: dict[str, list[str]]) -> str | None:
+        """The token, from where it is least likely to be logged."""
+        for name in offered:
+            if name.startswith("bearer."):
+                return name.removeprefix("bearer.")
+        scheme, _, value = socket.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return value.strip()
+        return query.get("token", [None])[0] if self._door.query_token else None
+
+
+class _ForeignOrigin(Disconnect):  # noqa: N818  # a kind of Disconnect
+    def __init__(self) -> None:
+        super().__init__(CloseCode.FORBIDDEN, "this origin is not on the list `allowed_origins`")
+
+
+_FULL = {
+    "user": "too many connections of this user",
+    "project": "too many viewers of this project",
+    "system": "too many connections",
+}
+
+_HTTP = {
+    CloseCode.UNAUTHENTICATED: (401, "Unauthorized"),
+    CloseCode.FORBIDDEN: (403, "Forbidden"),
+    CloseCode.NO_SUCH_PROJECT: (404, "Not Found"),
+    CloseCode.LIMIT: (429, "Too Many Requests"),
+}
+
+
+async def _refuse(socket: GatewaySocket, refused: Disconnect) -> None:
+    """Tell a client that it may not connect, in the way that it can understand.
+
+    Browsers see 1006 without a reason for every HTTP refusal (research/platform, finding 2), so they are let in
+    and closed with a code; all others get the HTTP status.
+    """
+    foreign = isinstance(refused, _ForeignOrigin)
+    if "origin" in socket.headers and not foreign:
+        offered = wire.SUBPROTOCOL in socket.scope["subprotocols"]
+        await socket.accept(subprotocols=wire.SUBPROTOCOL if offered else None)
+        await _close(socket, refused)
+        return
+    status, title = _HTTP.get(refused.code, (503, "Service Unavailable"))
+    if refused.reason == _FULL["system"]:
+        status, title = 503, "Service Unavailable"
+    problem = {"title": title, "status": status, "detail": refused.reason, "code": int(refused.code)}
+    headers = [(b"content-type", b"application/problem+json")]
+    if refused.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % max(1, round(refused.retry_after))))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await socket.receive()
+    if "websocket.http.response" not in (socket.scope.get("extensions") or {}):
+        await socket.close(int(refused.code), clip_reason(refused.reason))
+        return
+    start: Any = {"type": "websocket.http.response.start", "status": status, "headers": headers}
+    body: Any = {"type": "websocket.http.response.body", "body": msgspec.json.encode(problem)}
+    await socket.send(start)
+    await socket.send(body)
+
+
+async def _close(socket: GatewaySocket, ended: Disconnect) -> None:
+    reason = ended.reason
+    if ended.retry_after is not None:
+        reason = f"{reason}; retry after {ended.retry_after:g} s"
+    try:
+        await socket.close(int(ended.code), clip_reason(reason))
+    except Exception:
+        log.debug("the client was gone before it could be told")
+
+
+def _log_connection(event: str, session: Session, **more: object) -> None:
+    fields = {"event": event, "project_uuid": session.project, "user_id": session.user, "session_id": session.id}
+    log.info(event, extra={**fields, **more})
+
+
+_PLACE = re.compile(r"([A-Za-z0-9_-]{1,64}):(\d{1,18})(?::(\d{1,18}(?:\.\d{1,18})*))?\Z")
+
+
+def parse_since(value: str | None, topics: Sequence[str]) -> dict[str, tuple[str, Bookmark]] | None:
+    """`?since=`: what a client has of its topics. What cannot be read is an epoch that never was, so it resyncs.
+
+    `<epoch>:<pos>[:<seq>.<seq>...]` for the project, then `,user:...` and `,all:...`; `0` asks for all there is. The
+    numbers after the second colon are those beyond `pos` that the client has already.
+    """
+    if value is None:
+        return None
+    if value == "0":
+        return dict.fromkeys(topics, ("", Bookmark(0)))
+    since = {}
+    for part in value.split(",")[:3]:
+        label, _, rest = part.partition(":")
+        topic = {"user": topics[1], "all": topics[2]}.get(label, topics[0])
+        found = _PLACE.match(part if topic == topics[0] else rest)
+        if found is None:
+            since[topic] = ("?", Bookmark(0))
+            continue
+        epoch, pos, known = found.groups()
+        since[topic] = (epoch, Bookmark(int(pos), frozenset(map(int, known.split("."))) if known else frozenset()))
+    return since

@@ -1,0 +1,153 @@
+"""The HTTP side: publish, presence, health, metrics, the description of all messages, and the browser client."""
+
+from importlib.resources import files
+from typing import Annotated, Any
+
+import msgspec
+from litestar import MediaType, Request, Response, get, post
+from litestar.params import FromPath, Parameter
+from msgspec import Raw
+
+from router.asyncapi import describe
+from router.audience import EVERYONE, Audience, user_topic
+from router.errors import BadMessage, CloseCode, Denied, Disconnect, Refused, TooLarge, Unavailable
+from router.flow import Router, topics_of
+from router.tracing import valid_traceparent
+
+__all__ = ["problem", "refused_response", "routes"]
+
+MAX_EVENTS = 1000
+IdempotencyKey = Annotated[str | None, Parameter(header="Idempotency-Key", max_length=200)]
+TraceParent = Annotated[str | None, Parameter(header="traceparent", max_length=100)]
+
+_STATUS: dict[type[Refused], tuple[int, str]] = {
+    BadMessage: (400, "Bad Request"),
+    TooLarge: (413, "Content Too Large"),
+    Denied: (403, "Forbidden"),
+    Unavailable: (503, "Service Unavailable"),
+}
+_ENDED = {
+    CloseCode.UNAUTHENTICATED: (401, "Unauthorized"),
+    CloseCode.FORBIDDEN: (403, "Forbidden"),
+    CloseCode.NO_SUCH_PROJECT: (404, "Not Found"),
+}
+
+
+def problem(status: int, title: str, detail: str, code: str) -> Response[bytes]:
+    """An RFC 9457 answer."""
+    body = msgspec.json.encode({"title": title, "status": status, "detail": detail, "code": code})
+    return Response(body, status_code=status, media_type="application/problem+json")
+
+
+def refused_response(_: Any, error: Exception) -> Response[bytes]:
+    """How a refusal looks over HTTP."""
+    if isinstance(error, Refused):
+        status, title = _STATUS.get(type(error), (400, "Bad Request"))
+        return problem(status, title, error.message, error.code)
+    assert isinstance(error, Disconnect)
+    status, title = _ENDED.get(error.code, (403, "Forbidden"))
+    return problem(status, title, error.reason, "denied" if status == 403 else title.lower().replace(" ", "_"))
+
+
+def _grants(router: Router, request: Request[Any, Any, Any], project: str) -> frozenset[str]:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return router.authenticate.tokens.read(token.strip() if scheme.lower() == "bearer" else None).grants(project)
+
+
+def _need(router: Router, request: Request[Any, Any, Any], grant: str, project: str) -> None:
+    if grant not in _grants(router, request, project):
+        raise Denied(grant)
+
+
+async def _publish(
+    router: Router, request: Request[Any, Any, Any], audience: Audience, key: str | None, trace: str | None
+) -> dict[str, list[int]]:
+    """Publish the body's event or events: all of them, or none when one is not right."""
+    body = await request.body()
+    try:
+        raw = msgspec.json.decode(body, type=list[Raw] if body.lstrip()[:1] == b"[" else Raw)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise BadMessage(f"the body is not JSON: {error}") from None
+    items = raw if isinstance(raw, list) else [raw]
+    if not 0 < len(items) <= MAX_EVENTS:
+        raise BadMessage(f"the body has {len(items)} events; it may have 1 to {MAX_EVENTS}")
+    events = [_read(router, bytes(item), i if isinstance(raw, list) else None) for i, item in enumerate(items)]
+    seq = []
+    for i, (event, payload) in enumerate(events):
+        published = await router.publish(
+            audience,
+            event,
+            payload=payload,
+            message_id=None if key is None else f"{key}:{i}",
+            traceparent=valid_traceparent(trace),
+        )
+        seq.append(published.position.seq)
+    return {"seq": seq}
+
+
+def _read(router: Router, item: bytes, index: int | None) -> tuple[Any, bytes]:
+    try:
+        event, payload = router.read_event(item)
+    except Refused as refusal:
+        if index is not None:
+            refusal.message = f"event {index}: {refusal.message}"
+        raise
+    router.fits(payload)
+    return event, payload
+
+
+def routes(router: Router) -> list[Any]:
+    """All HTTP handlers of a node."""
+
+    @post("/projects/{project:str}/events", status_code=202, summary="Publish to everybody who has a project open")
+    async def publish_to_project(
+        request: Request[Any, Any, Any], project: FromPath[str], key: IdempotencyKey = None, trace: TraceParent = None
+    ) -> dict[str, list[int]]:
+        topic = topics_of(project, "")[0]
+        _need(router, request, "publish", project)
+        return await _publish(router, request, Audience(topic), key, trace)
+
+    @post("/users/{user:str}/events", status_code=202, summary="Publish to all connections of one person")
+    async def publish_to_user(
+        request: Request[Any, Any, Any], user: FromPath[str], key: IdempotencyKey = None, trace: TraceParent = None
+    ) -> dict[str, list[int]]:
+        _need(router, request, "publish", "*")
+        return await _publish(router, request, Audience(user_topic(user)), key, trace)
+
+    @post("/events", status_code=202, summary="Publish to everybody who is connected")
+    async def publish_to_all(
+        request: Request[Any, Any, Any], key: IdempotencyKey = None, trace: TraceParent = None
+    ) -> dict[str, list[int]]:
+        _need(router, request, "publish", "*")
+        return await _publish(router, request, Audience(EVERYONE), key, trace)
+
+    @get("/projects/{project:str}/presence", summary="Who has a project open")
+    async def presence(request: Request[Any, Any, Any], project: FromPath[str]) -> dict[str, list[Any]]:
+        topics_of(project, "")
+        _need(router, request, "view", project)
+        return {"users": list(router.presence.people(project))}
+
+    @get("/healthz", media_type=MediaType.TEXT, summary="Whether the process lives")
+    async def healthz() -> str:
+        return "ok\n"
+
+    @get("/readyz", summary="Whether it can do its work")
+    async def readyz() -> Response[Any]:
+        if await router.broker.ready():
+            return Response({"ready": True, "connections": len(router.hub)})
+        return problem(503, "Service Unavailable", "the broker cannot be reached", "unavailable")
+
+    @get("/metrics", summary="Figures in Prometheus' text format")
+    async def metrics() -> Response[bytes]:
+        return Response(router.metrics.render(), media_type=router.metrics.content_type)
+
+    @get("/asyncapi.json", summary="All messages, as an AsyncAPI 3.0 document")
+    async def asyncapi() -> Response[bytes]:
+        return Response(msgspec.json.encode(describe(router.catalog)), media_type="application/json")
+
+    @get("/client/router.js", summary="The browser client that fits this server")
+    async def client() -> Response[bytes]:
+        source = files("router").joinpath("web/client/router.js").read_bytes()
+        return Response(source, media_type="text/javascript; charset=utf-8", headers={"Cache-Control": "no-cache"})
+
+    return [publish_to_project, publish_to_user, publish_to_all, presence, healthz, readyz, metrics, asyncapi, client]

@@ -1,0 +1,355 @@
+"""Which sessions are here, and the only loop over them."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+from router import wire
+from router.envelope import Envelope
+from router.errors import CloseCode
+from router.session import Bookmark, Session
+
+__all__ = ["Hub", "Port"]
+
+Write: TypeAlias = Callable[[bytes], None]
+
+SLICE = 500
+"""Recipients served before other rooms get a turn: some two milliseconds of sending (research/performance)."""
+MAX_BATCH = 64
+"""Events in one frame: a flood becomes frames of bounded size."""
+
+
+class Port(Protocol):
+    """The way out to one client."""
+
+    framed: bool
+    """Whether `write` takes whole WebSocket frames; else it takes the text of one message."""
+    write: Write
+    """Takes bytes and returns at once. Harmless when the connection is gone."""
+
+    def backlog(self) -> int:
+        """Bytes written that have not left this process."""
+        ...
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Say goodbye: a close frame after what was written before."""
+        ...
+
+    def abort(self) -> None:
+        """Cut the connection now, for a client that does not read any more."""
+        ...
+
+
+class Cohort(NamedTuple):
+    """What decides on the bytes that a session gets. All sessions of a cohort get the same."""
+
+    plain: bool
+    framed: bool
+    grants: frozenset[str]
+    floor: int | None
+
+
+class Room:
+    """The sessions that listen to one topic, by cohort. `bookmark` is what all of them have."""
+
+    __slots__ = ("cohorts", "known", "pos", "queue")
+
+    def __init__(self) -> None:
+        self.cohorts: dict[Cohort, dict[Session, Write]] = {}
+        self.queue: list[Envelope] = []
+        self.pos = 0
+        self.known: set[int] = set()
+
+    @property
+    def bookmark(self) -> Bookmark:
+        return Bookmark(self.pos, frozenset(self.known))
+
+    def advance(self, envelopes: Iterable[Envelope]) -> None:
+        """Note what is being written: the position moves by what frames say, later numbers are remembered."""
+        for envelope in envelopes:
+            if envelope.seq:
+                self.known.add(envelope.seq)
+                self.pos = max(self.pos, wire.position(envelope))
+        if self.known:
+            self.known = {seq for seq in self.known if seq > self.pos}
+
+
+class Hub:
+    """Sessions by topic. Delivers by writing the same bytes to every session of a cohort; never awaits a client.
+
+    A session whose transport is over its high-water mark leaves the rooms (`pause`) with a bookmark of what it has;
+    whoever brings it back writes what it missed first. So memory for one client is bounded by its transport's
+    buffer and nobody waits for it.
+    """
+
+    def __init__(self, *, acknowledged_within: float = 10.0, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._ack_after = acknowledged_within
+        self._ports: dict[Session, Port] = {}
+        self._by_id: dict[str, Session] = {}
+        self._rooms: dict[str, Room] = {}
+        self._replays: dict[str, list[Envelope]] = {}
+        self.slow: dict[Session, float] = {}
+        """Sessions that do not read fast enough, and since when."""
+        self.awaiting: set[Session] = set()
+        """Sessions that have something unacknowledged."""
+
+    def __len__(self) -> int:
+        return len(self._ports)
+
+    def __iter__(self) -> "Iterable[Session]":
+        return iter(list(self._ports))
+
+    # -- who is here
+
+    def add(self, session: Session, port: Port) -> None:
+        """Know `session` and the way to it. It gets nothing until it joins topics."""
+        self._ports[session] = port
+        self._by_id[session.id] = session
+
+    def remove(self, session: Session) -> None:
+        """Forget `session`. Doing it twice is harmless."""
+        for topic in session.topics:
+            self.leave(session, topic)
+        self._ports.pop(session, None)
+        self._by_id.pop(session.id, None)
+        self.slow.pop(session, None)
+        self.awaiting.discard(session)
+
+    def port(self, session: Session) -> Port | None:
+        """The way to `session`; None once it is gone."""
+        return self._ports.get(session)
+
+    def session(self, id_: str) -> Session | None:
+        return self._by_id.get(id_)
+
+    def listening(self, topic: str) -> int:
+        """How many sessions are in the fast set of `topic`."""
+        room = self._rooms.get(topic)
+        return 0 if room is None else sum(len(members) for members in room.cohorts.values())
+
+    def join(self, session: Session, topic: str, bookmark: Bookmark) -> None:
+        """Put `session`, which has everything that the room has, into the fast set. `bookmark`: what that is."""
+        port = self._ports.get(session)
+        if port is None:
+            return
+        room = self._rooms.get(topic)
+        if room is None:
+            room = self._rooms[topic] = Room()
+            room.pos, room.known = bookmark.pos, set(bookmark.known)
+        room.cohorts.setdefault(self._cohort(session, port, topic), {})[session] = port.write
+
+    def leave(self, session: Session, topic: str) -> None:
+        """Take `session` out of the fast set of `topic`, with a bookmark of what it has."""
+        room = self._rooms.get(topic)
+        port = self._ports.get(session)
+        if room is None or port is None:
+            return
+        cohort = self._cohort(session, port, topic)
+        members = room.cohorts.get(cohort)
+        if members is None or members.pop(session, None) is None:
+            return
+        session.bookmarks[topic] = room.bookmark
+        if not members:
+            del room.cohorts[cohort]
+            if not room.cohorts and not room.queue:
+                del self._rooms[topic]
+
+    def refile(self, session: Session, change: Callable[[], None]) -> None:
+        """Make a `change` to `session` that may move it to other cohorts: its grants, what it has acknowledged."""
+        port = self._ports.get(session)
+        if port is None:
+            change()
+            return
+        present = []
+        for topic in session.topics:
+            room = self._rooms.get(topic)
+            cohort = self._cohort(session, port, topic)
+            if room is not None and session in room.cohorts.get(cohort, ()):
+                present.append((topic, room))
+                del room.cohorts[cohort][session]
+                if not room.cohorts[cohort]:
+                    del room.cohorts[cohort]
+        change()
+        for topic, room in present:
+            room.cohorts.setdefault(self._cohort(session, port, topic), {})[session] = port.write
+
+    def pause(self, session: Session) -> None:
+        """`session` reads too slowly: out of the fast set until it has caught up."""
+        if session in self._ports:
+            for topic in session.topics:
+                self.leave(session, topic)
+            self.slow.setdefault(session, self._clock())
+
+    @staticmethod
+    def _cohort(session: Session, port: Port, topic: str) -> Cohort:
+        return Cohort(session.plain, port.framed, session.grants, None if session.plain else session.floor(topic))
+
+    # -- delivery
+
+    async def deliver(self, envelope: Envelope) -> None:
+        """Take one envelope that came through the pipeline. It is written at the next `flush` of its topic."""
+        only = envelope.audience.only
+        if only is None:
+            room = self._rooms.get(envelope.topic)
+            if room is not None:
+                room.queue.append(envelope)
+        elif envelope.replay:
+            for id_ in only & self._replays.keys():
+                self._replays[id_].append(envelope)
+        else:
+            for id_ in only:
+                session = self._by_id.get(id_)
+                if session is not None and envelope.audience.includes(id_, session.grants):
+                    self.send(session, [envelope])
+
+    async def flush(self, topic: str) -> int:
+        """Write what was delivered to `topic` since the last flush. Returns to how many it went.
+
+        Called in turn with the topic's messages, so nobody joins in the middle. A session that leaves meanwhile
+        still gets this flush, which its bookmark says it has.
+        """
+        room = self._rooms.get(topic)
+        if room is None or not room.queue:
+            return 0
+        count = 0
+        while room.queue:
+            envelopes, room.queue = room.queue[:MAX_BATCH], room.queue[MAX_BATCH:]
+            room.advance(envelopes)
+            count += await self._write(topic, room, envelopes)
+        return count
+
+    async def _write(self, topic: str, room: Room, envelopes: Sequence[Envelope]) -> int:
+        views: dict[tuple[bool, bool, int | None, tuple[int, ...]], list[bytes]] = {}
+        critical = any(envelope.requires_ack for envelope in envelopes)
+        picky = any(envelope.audience.without for envelope in envelopes)
+        count = budget = 0
+        for cohort, members in list(room.cohorts.items()):
+            admitted = _admitted(envelopes, cohort)
+            if not admitted:
+                continue
+            for start in range(0, len(members), SLICE) if len(members) > SLICE else (0,):
+                if start == 0:
+                    everyone = list(members.items())
+                part = everyone[start : start + SLICE] if len(everyone) > SLICE else everyone
+                if budget + len(part) > SLICE and budget:
+                    await asyncio.sleep(0)
+                    budget = 0
+                budget += len(part)
+                if picky:
+                    for session, write in part:
+                        theirs = [i for i in admitted if session.id not in envelopes[i].audience.without]
+                        for data in _view(views, cohort, envelopes, theirs):
+                            write(data)
+                else:
+                    for data in _view(views, cohort, envelopes, admitted):
+                        for _, write in part:
+                            write(data)
+                if critical:
+                    theirs_all = [envelopes[i] for i in admitted]
+                    for session, _ in part:
+                        self._expect_acks(session, theirs_all)
+                count += len(part)
+        return count
+
+    def send(self, session: Session, envelopes: Sequence[Envelope], floor: int | None = None) -> None:
+        """Write some envelopes to one session: a reply, or what it missed. `floor`: see `wire.numbered`."""
+        port = self._ports.get(session)
+        if port is None or not envelopes:
+            return
+        floors = [f for f in (floor, session.floor(envelopes[0].topic)) if f is not None]
+        cohort = Cohort(session.plain, port.framed, session.grants, min(floors, default=None))
+        for data in _view({}, cohort, envelopes, _admitted(envelopes, cohort)):
+            port.write(data)
+        self._expect_acks(session, envelopes)
+
+    def say(self, session: Session, payload: bytes) -> None:
+        """Write one frame that is not an event."""
+        port = self._ports.get(session)
+        if port is not None:
+            port.write(wire.text_frame(payload) if port.framed else payload)
+
+    def collect(self, session: Session) -> list[Envelope]:
+        """From now on envelopes replayed to `session` land in the returned list, until `collected`."""
+        return self._replays.setdefault(session.id, [])
+
+    def collected(self, session: Session) -> None:
+        self._replays.pop(session.id, None)
+
+    # -- acknowledgement
+
+    def _expect_acks(self, session: Session, envelopes: Sequence[Envelope]) -> None:
+        waiting = [e for e in envelopes if e.requires_ack and e.message_id and e.audience.includes(session.id, session.grants)]
+        if not waiting or (session.plain and not all(e.policy.plain for e in waiting)):
+            return
+        due = self._clock() + self._ack_after
+        self.awaiting.add(session)
+
+        def remember() -> None:
+            for envelope in waiting:
+                session.expect_ack(envelope, due)
+
+        self.refile(session, remember)
+
+    def acknowledge(self, session: Session, *, message_id: str | None, pos: int | None) -> list[Envelope]:
+        """Take an acknowledgement. Returns what was waiting for it."""
+        done: list[Envelope] = []
+        if session.unacknowledged:
+            self.refile(session, lambda: done.extend(session.acknowledge(message_id=message_id, pos=pos)))
+            if not session.unacknowledged:
+                self.awaiting.discard(session)
+        return done
+
+    def redeliver(self, now: float, tries: int) -> list[tuple[Session, Envelope]]:
+        """Send again what is due. Returns what was sent `tries` times in vain and is given up."""
+        given_up = []
+        for session in list(self.awaiting):
+            for id_, waiting in list((session.unacknowledged or {}).items()):
+                if waiting.due > now or session in self.slow:
+                    continue
+                if waiting.tries >= tries:
+                    self.acknowledge(session, message_id=id_, pos=None)
+                    given_up.append((session, waiting.envelope))
+                    continue
+                waiting.tries += 1
+                waiting.due = now + self._ack_after
+                again = waiting.envelope
+                self.say(session, wire.body(again) if session.plain else _again(again, session))
+        return given_up
+
+
+def _again(envelope: Envelope, session: Session) -> bytes:
+    return wire.numbered(envelope, floor=session.floor(envelope.topic), redelivered=True)
+
+
+def _admitted(envelopes: Sequence[Envelope], cohort: Cohort) -> list[int]:
+    """Which of the envelopes people of this cohort get."""
+    return [
+        i
+        for i, envelope in enumerate(envelopes)
+        if envelope.audience.admits(cohort.grants) and (envelope.policy.plain or not cohort.plain)
+    ]
+
+
+def _view(
+    views: dict[tuple[bool, bool, int | None, tuple[int, ...]], list[bytes]],
+    cohort: Cohort,
+    envelopes: Sequence[Envelope],
+    which: Sequence[int],
+) -> list[bytes]:
+    """What a cohort is to be written, encoded once for all cohorts that see the same."""
+    if not which:
+        return []
+    key = (cohort.plain, cohort.framed, cohort.floor, tuple(which))
+    view = views.get(key)
+    if view is None:
+        chosen = [envelopes[i] for i in which]
+        if cohort.plain:
+            texts = [wire.body(envelope) for envelope in chosen]
+        elif len(chosen) == 1:
+            again = chosen[0].replay and chosen[0].requires_ack
+            texts = [wire.numbered(chosen[0], floor=cohort.floor, redelivered=again)]
+        else:
+            texts = [wire.batch(chosen, cohort.floor)]
+        view = views[key] = [b"".join(map(wire.text_frame, texts))] if cohort.framed else texts
+    return view

@@ -1,0 +1,96 @@
+"""One record for each message, whatever became of it."""
+
+from collections.abc import Callable
+from typing import BinaryIO
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from router.envelope import Envelope, Leg
+from router.pipeline import DELIVERED, Forward
+
+__all__ = ["Audit", "Record"]
+
+
+class Record(Struct, frozen=True, omit_defaults=True):
+    """What is written of a message: who, what kind, where to and how it ended; never what it says."""
+
+    time: float
+    leg: Leg
+    type: str
+    topic: str
+    outcome: str
+    user: str | None = None
+    session: str | None = None
+    message_id: str | None = None
+    seq: int = 0
+    merged_from: int = 0
+    """The first of the numbers that were merged into this one."""
+    size: int = 0
+    replay: bool = False
+    traceparent: str | None = None
+
+
+class Audit:
+    """Last in the list: writes `delivered` for what came through; `report` writes the outcome of what did not.
+
+    Records are JSON lines in a buffered file: half a microsecond each instead of six through `logging`
+    (research/performance 9). `flush` is called every second and at the end.
+    """
+
+    def __init__(self, file: BinaryIO | None, clock: Callable[[], float]) -> None:
+        self._file = file
+        self._clock = clock
+        self._encoder = msgspec.json.Encoder()
+
+    async def __call__(self, envelope: Envelope, forward: Forward) -> None:
+        await forward(envelope)
+        self.report(envelope, DELIVERED)
+
+    def report(self, envelope: Envelope, outcome: str) -> None:
+        """Write the record of one message."""
+        if self._file is None:
+            return
+        record = Record(
+            time=self._clock(),
+            leg=envelope.leg,
+            type=envelope.type,
+            topic=envelope.topic,
+            outcome=outcome,
+            user=None if envelope.sender is None else envelope.sender.user,
+            session=envelope.session,
+            message_id=envelope.message_id,
+            seq=envelope.seq,
+            merged_from=envelope.first if envelope.first != envelope.seq else 0,
+            size=len(envelope.payload or b""),
+            replay=envelope.replay,
+            traceparent=envelope.traceparent,
+        )
+        self._write(record)
+
+    def unread(self, topic: str, user: str, session: str, outcome: str) -> None:
+        """Write the record of a message that could not even be read."""
+        if self._file is not None:
+            self._write(Record(self._clock(), "inbound", "unknown", topic, outcome, user, session))
+
+    def unacknowledged(self, envelope: Envelope, user: str, session: str) -> None:
+        """Write that one person never acknowledged a critical message."""
+        if self._file is not None:
+            record = Record(self._clock(), "outbound", envelope.type, envelope.topic, "unacknowledged", user, session)
+            self._write(replace(record, message_id=envelope.message_id, seq=envelope.seq))
+
+    def _write(self, record: Record) -> None:
+        assert self._file is not None
+        self._file.write(self._encoder.encode(record) + b"\n")
+
+    def flush(self) -> None:
+        """Hand what is buffered to the operating system."""
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,248 @@
+"""Who somebody is: reads tokens, refreshes identities in place, and ends those that have expired."""
+
+import heapq
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jwt
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from msgspec import Struct
+from msgspec.structs import replace
+
+from router.audience import Identity
+from router.envelope import Envelope
+from router.errors import CloseCode, Disconnect, RateLimited, SetupError
+from router.pipeline import Forward
+from router.wire import AuthRefresh
+
+__all__ = ["Auth", "Authenticator", "Claims", "Permissions", "Tokens"]
+
+MIN_SECRET = 32
+"""Bytes of an HMAC secret: as many as the hash gives (RFC 7518 section 3.2)."""
+MAX_USER = 128
+
+Permissions: TypeAlias = Callable[[Identity, str], Any]
+"""`(user, project)` -> True, False, a collection of grants, or None for "no such project". May be async."""
+
+
+class Claims(Struct, frozen=True):
+    """What a valid token says."""
+
+    user: str
+    expires_at: float
+    projects: Mapping[str, frozenset[str]]
+    issuer: str | None = None
+    token_id: str | None = None
+
+    def grants(self, project: str) -> frozenset[str]:
+        """Grants in one project, those for `*` included."""
+        return self.projects.get(project, frozenset()) | self.projects.get("*", frozenset())
+
+
+class Tokens:
+    """Verifies JWTs with one key and a fixed list of algorithms; the token has no say in either (RFC 8725 3.1)."""
+
+    def __init__(
+        self,
+        key: str,
+        algorithms: tuple[str, ...] = ("HS256",),
+        *,
+        issuer: str | None = None,
+        audience: str | None = None,
+        leeway: float = 10.0,
+        max_lifetime: float = 24 * 3600.0,
+        clock: Callable[[], float],
+    ) -> None:
+        self._key = _load_key(key, algorithms)
+        self._algorithms = list(algorithms)
+        self._issuer = issuer
+        self._audience = audience
+        self._max_lifetime = max_lifetime
+        self._clock = clock
+        self._leeway = leeway
+        self._jwt = jwt.PyJWT(options={"enforce_minimum_key_length": True})
+
+    def read(self, token: str | None) -> Claims:
+        """The claims of `token`. Raises `Disconnect` 4401 with a reason that never quotes the token."""
+        if not token:
+            raise Disconnect(CloseCode.UNAUTHENTICATED, "token missing")
+        required = ["sub", "exp", "iat", *(["iss"] if self._issuer else []), *(["aud"] if self._audience else [])]
+        try:
+            claims = self._jwt.decode(
+                token,
+                self._key,
+                algorithms=self._algorithms,
+                issuer=self._issuer,
+                audience=self._audience,
+                leeway=self._leeway,
+                options={"require": required, "verify_aud": self._audience is not None},
+            )
+        except jwt.ExpiredSignatureError:
+            raise Disconnect(CloseCode.UNAUTHENTICATED, "token expired") from None
+        except jwt.MissingRequiredClaimError as error:
+            raise Disconnect(CloseCode.UNAUTHENTICATED, f"token has no claim {error.claim}") from None
+        except Exception as error:  # PyJWT lets TypeError, NotImplementedError and others through for odd tokens
+            raise Disconnect(CloseCode.UNAUTHENTICATED, f"token invalid: {type(error).__name__}") from None
+        return self._claims(claims)
+
+    def _claims(self, claims: dict[str, Any]) -> Claims:
+        user, expires = claims["sub"], claims["exp"]
+        if not isinstance(user, str) or not 0 < len(user) <= MAX_USER:
+            raise Disconnect(CloseCode.UNAUTHENTICATED, f"token claim sub is no text of 1 to {MAX_USER} characters")
+        # A `exp` of 1e300 or "1700000000" passes PyJWT and would break every timer after it.
+        if isinstance(expires, bool) or not isinstance(expires, int | float) or not math.isfinite(expires):
+            raise Disconnect(CloseCode.UNAUTHENTICATED, "token claim exp is no number of seconds")
+        expires_at = min(float(expires), self._clock() + self._max_lifetime)
+        if expires_at + self._leeway <= self._clock():
+            raise Disconnect(CloseCode.UNAUTHENTICATED, "token expired")
+        issuer, token_id = claims.get("iss"), claims.get("jti")
+        return Claims(
+            user=user,
+            expires_at=expires_at,
+            projects=_projects(claims.get("projects", {})),
+            issuer=issuer if isinstance(issuer, str) else None,
+            token_id=token_id if isinstance(token_id, str) else None,
+        )
+
+
+def _projects(value: object) -> dict[str, frozenset[str]]:
+    wrong = Disconnect(CloseCode.UNAUTHENTICATED, 'token claim projects is not {"<project>": ["view", ...]}')
+    if not isinstance(value, dict):
+        raise wrong
+    for grants in value.values():
+        if not isinstance(grants, list) or not all(isinstance(grant, str) for grant in grants):
+            raise wrong
+    return {project: frozenset(grants) for project, grants in value.items()}
+
+
+def _load_key(key: str, algorithms: tuple[str, ...]) -> Any:
+    """The key as an object, so that no connect pays for parsing it. `@file` reads it from a file."""
+    if not algorithms:
+        raise SetupError("`jwt_algorithms` (ROUTER_JWT_ALGORITHMS) is empty; name at least one, for example HS256")
+    unknown = sorted(set(algorithms) - {"none"} - set(jwt.algorithms.get_default_algorithms()))
+    if "none" in algorithms or unknown:
+        bad = "none" if "none" in algorithms else unknown[0]
+        raise SetupError(f"`jwt_algorithms` (ROUTER_JWT_ALGORITHMS) names `{bad}`, which cannot be used")
+    if key.startswith("@"):
+        try:
+            key = Path(key[1:]).read_text().strip()
+        except OSError as error:
+            raise SetupError(f"`jwt_key` (ROUTER_JWT_KEY) names a file that cannot be read: {error.strerror}") from None
+    hmac = [algorithm for algorithm in algorithms if algorithm.startswith("HS")]
+    is_pem = key.startswith("-----BEGIN")
+    if is_pem == bool(hmac):
+        kind, fit = ("a public key", "RS256, ES256 or EdDSA") if is_pem else ("a secret", "HS256")
+        raise SetupError(f"`jwt_key` is {kind}, but `jwt_algorithms` is {', '.join(algorithms)}; with it goes {fit}")
+    if is_pem:
+        try:
+            return load_pem_public_key(key.encode())
+        except ValueError:
+            raise SetupError("`jwt_key` (ROUTER_JWT_KEY) is no public key in PEM form") from None
+    if len(key.encode()) < MIN_SECRET:
+        raise SetupError(f"`jwt_key` (ROUTER_JWT_KEY) is shorter than {MIN_SECRET} bytes; make one: openssl rand -hex 32")
+    return key
+
+
+class Authenticator:
+    """Tells who opens a project and with which grants: the token's word, or that of the application's own callable."""
+
+    def __init__(self, tokens: Tokens, permissions: Permissions | None = None) -> None:
+        self.tokens = tokens
+        self._permissions = permissions
+
+    async def __call__(self, token: str | None, project: str) -> Identity:
+        """The identity for `project`. Raises `Disconnect` 4401, 4403 or 4404."""
+        claims = self.tokens.read(token)
+        grants = claims.grants(project)
+        identity = Identity(claims.user, grants, claims.expires_at, claims.issuer, claims.token_id)
+        if self._permissions is not None:
+            identity = replace(identity, grants=await self._ask(self._permissions, identity, project))
+        if "view" not in identity.grants:
+            raise Disconnect(CloseCode.FORBIDDEN, "not allowed to see this project")
+        return identity
+
+    @staticmethod
+    async def _ask(permissions: Permissions, identity: Identity, project: str) -> frozenset[str]:
+        answer = permissions(identity, project)
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer is None:
+            raise Disconnect(CloseCode.NO_SUCH_PROJECT, "no such project")
+        if isinstance(answer, bool):
+            return identity.grants | {"view"} if answer else frozenset()
+        if isinstance(answer, Iterable) and not isinstance(answer, str):
+            return frozenset(answer)
+        raise SetupError(f"`permissions` answered {type(answer).__name__}; it answers True, False, None or grants")
+
+
+class Auth:
+    """First in the list. Inbound: an expired sender is disconnected, an `auth_refresh` becomes a fresh identity.
+
+    Outbound: sessions that have expired and are about to be closed are left out.
+    """
+
+    def __init__(
+        self,
+        authenticate: Callable[[str | None, str], Awaitable[Identity]],
+        clock: Callable[[], float],
+        *,
+        grace: float = 25.0,
+        refresh_every: float = 1.0,
+    ) -> None:
+        self._authenticate = authenticate
+        self._clock = clock
+        self.grace = grace
+        self._refresh_every = refresh_every
+        self._refreshed: dict[str, float] = {}
+        self._expires: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []
+        self._expired: frozenset[str] = frozenset()
+
+    async def __call__(self, envelope: Envelope, forward: Forward) -> None:
+        if envelope.leg == "outbound":
+            expired = self.expired()
+            await forward(envelope.narrowed(without=expired) if expired else envelope)
+            return
+        sender = envelope.sender
+        assert sender is not None
+        if isinstance(envelope.event, AuthRefresh):
+            envelope = replace(envelope, sender=await self._refresh(envelope, envelope.event, sender))
+        elif sender.expires_at <= self._clock():
+            raise Disconnect(CloseCode.UNAUTHENTICATED, "token expired")
+        await forward(envelope)
+
+    async def _refresh(self, envelope: Envelope, refresh: AuthRefresh, sender: Identity) -> Identity:
+        session = envelope.session or ""
+        now = self._clock()
+        wait = self._refreshed.get(session, 0.0) + self._refresh_every - now
+        if wait > 0:
+            raise RateLimited("one token refresh a second is enough", retry_after=wait)
+        self._refreshed[session] = now  # a signature takes up to 80 microseconds to verify: not as fast as one can ask
+        fresh = await self._authenticate(refresh.token, envelope.topic.removeprefix("project:"))
+        if (fresh.user, fresh.issuer) != (sender.user, sender.issuer):
+            raise Disconnect(CloseCode.UNAUTHENTICATED, "the new token is for another user")
+        return fresh
+
+    def watch(self, session: str, expires_at: float) -> None:
+        """Have `session` left out of deliveries from `expires_at` (seconds since the epoch) on."""
+        self._expires[session] = expires_at
+        self._expired -= {session}
+        if expires_at != math.inf:
+            heapq.heappush(self._heap, (expires_at, session))
+
+    def forget(self, session: str) -> None:
+        """`session` is gone."""
+        self._expires.pop(session, None)
+        self._refreshed.pop(session, None)
+        self._expired -= {session}
+
+    def expired(self) -> frozenset[str]:
+        """Sessions that are past their expiry and still here. Looks at no others."""
+        while self._heap and self._heap[0][0] <= self._clock():
+            expires_at, session = heapq.heappop(self._heap)
+            if self._expires.get(session) == expires_at:
+                self._expired |= {session}
+        return self._expired

@@ -1,0 +1,108 @@
+"""Throttles broadcasts to one flush a second a project, and debounces what clients send."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from router.envelope import Envelope
+from router.event import Latest
+from router.pacing import Fault, Window
+from router.pipeline import MERGED, Forward, Report
+
+__all__ = ["Coalesce", "Later"]
+
+Later: TypeAlias = Callable[[float, str, Callable[[], "object"]], None]
+"""`(when, topic, job)`: run the coroutine function `job` at clock time `when`, in turn with the topic's messages."""
+
+
+class Coalesce:
+    """Outbound: one `Window` for each topic. Inbound: one for each session whose message's policy says `debounce`.
+
+    A timer exists only while something is held, so idle rooms cost nothing. The thinking is in `pacing`.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        later: Later,
+        *,
+        every: float = 1.0,
+        report: Report | None = None,
+        fault: Fault | None = None,
+    ) -> None:
+        self._clock = clock
+        self._later = later
+        self._every = every
+        self._report = report
+        self._fault = fault
+        self._windows: dict[str, Window] = {}
+        self._timers: dict[str, float] = {}
+        self._sweep_at = 1024
+
+    async def __call__(self, envelope: Envelope, forward: Forward) -> None:
+        if envelope.replay:
+            await forward(envelope)  # merged already, by the same rules
+        elif envelope.leg == "outbound":
+            await self._offer(envelope.topic, envelope, forward, None)
+        elif envelope.policy.debounce > 0 and envelope.session is not None:
+            by = envelope.policy.deliver.by
+            wait = Latest(by=by, every=envelope.policy.debounce)
+            await self._offer(f"{envelope.session} {envelope.type}", envelope, forward, wait)
+        else:
+            await forward(envelope)
+
+    def holds(self, envelope: Envelope) -> bool:
+        """Whether this outbound event, or one that it was merged into, is held back at the moment."""
+        window = self._windows.get(envelope.topic)
+        return window is not None and window.holds(envelope)
+
+    def held_since(self, topic: str) -> int | None:
+        """The lowest number of `topic` that is held back; None while none is."""
+        window = self._windows.get(topic)
+        return None if window is None else window.held_since()
+
+    async def _offer(self, key: str, envelope: Envelope, forward: Forward, deliver: Latest | None) -> None:
+        window = self._windows.get(key)
+        if window is None:
+            self._sweep()
+            window = self._windows[key] = Window(self._every, fault=self._fault)
+        released, merged = window.offer(envelope, self._clock(), deliver)
+        if self._report is not None:
+            for absorbed in merged:
+                self._report(absorbed, MERGED)
+        self._arm(key, envelope.topic, window, forward)
+        await _forward_each(released, forward)
+
+    def _arm(self, key: str, topic: str, window: Window, forward: Forward) -> None:
+        """See to it that what is held is flushed when it is due, by one timer for the window."""
+        due = window.due()
+        if due is None or self._timers.get(key, float("inf")) <= due:
+            return
+        self._timers[key] = due
+
+        async def flush() -> None:
+            if self._timers.get(key) == due:
+                del self._timers[key]
+            released = window.flush(self._clock())
+            self._arm(key, topic, window, forward)
+            await _forward_each(released, forward)
+
+        self._later(due, topic, flush)
+
+    def _sweep(self) -> None:
+        """Forget idle windows. Done when their number has doubled, so it costs little per window."""
+        if len(self._windows) >= self._sweep_at:
+            now = self._clock()
+            self._windows = {key: window for key, window in self._windows.items() if not window.idle(now)}
+            self._sweep_at = max(1024, 2 * len(self._windows))
+
+
+async def _forward_each(released: list[Envelope], forward: Forward) -> None:
+    """Forward all of them; one that is refused further on takes none of the others with it."""
+    failed: Exception | None = None
+    for ready in released:
+        try:
+            await forward(ready)
+        except Exception as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed

@@ -1,0 +1,107 @@
+"""What backends import: publishes typed events to a router. Needs no Litestar."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+from uuid import uuid4
+
+import httpx
+import msgspec
+
+from router.errors import BadMessage, Denied, RateLimited, Refused, TooLarge, Unavailable
+from router.event import Event
+
+__all__ = ["Publisher"]
+
+_REFUSALS: Mapping[str, type[Refused]] = {
+    "bad_message": BadMessage,
+    "unknown_type": BadMessage,
+    "too_large": TooLarge,
+    "rate_limited": RateLimited,
+    "unavailable": Unavailable,
+}
+
+
+class Publisher:
+    """Publishes events over HTTP, with a service token that holds the grant `publish`.
+
+    Every publish has an id, so a retry after a lost answer publishes nothing twice. Use it as an async context
+    manager, one for the whole process: it keeps its connections.
+
+        async with Publisher("http://127.0.0.1:8000", token) as publisher:
+            await publisher.publish("proj_123", StepCompleted(step_id="step_123", result={"row_count": 1500}))
+    """
+
+    def __init__(
+        self, url: str, token: str, *, timeout: float = 10.0, tries: int = 3, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        """`timeout`: seconds for one try; `tries`: how often a publish is tried while the router is away."""
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"Publisher needs the router's address as http:// or https://, not {url.partition('://')[0]}://")
+        self._tries = max(1, tries)
+        self._client = httpx.AsyncClient(
+            base_url=url, timeout=timeout, transport=transport, headers={"Authorization": f"Bearer {token}"}
+        )
+        self._encoder = msgspec.json.Encoder()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def publish(self, project: str, *events: Event, message_id: str | None = None) -> list[int]:
+        """Publish to everybody who has `project` open. Returns the numbers that the events got.
+
+        Raises `BadMessage`, `TooLarge`, `Denied`, or `Unavailable` when the router cannot be reached.
+        """
+        return await self._post(f"/projects/{quote(project, safe='')}/events", events, message_id)
+
+    async def publish_to_user(self, user: str, *events: Event, message_id: str | None = None) -> list[int]:
+        """Publish to all connections of one person, whatever project they have open."""
+        return await self._post(f"/users/{quote(user, safe='')}/events", events, message_id)
+
+    async def publish_to_all(self, *events: Event, message_id: str | None = None) -> list[int]:
+        """Publish to everybody who is connected."""
+        return await self._post("/events", events, message_id)
+
+    async def publish_json(self, path: str, body: bytes, message_id: str | None = None) -> list[int]:
+        """Publish events that are JSON already to `path` of the HTTP interface."""
+        headers = {"Content-Type": "application/json", "Idempotency-Key": message_id or uuid4().hex}
+        away: Exception | None = None
+        for _ in range(self._tries):
+            try:
+                response = await self._client.post(path, content=body, headers=headers)
+            except httpx.TransportError as error:
+                away = error
+                continue
+            if response.status_code == httpx.codes.ACCEPTED:
+                numbers: list[int] = response.json()["seq"]
+                return numbers
+            raise _refusal(response)
+        raise Unavailable(f"the router at {self._client.base_url} cannot be reached: {type(away).__name__}")
+
+    async def _post(self, path: str, events: tuple[Event, ...], message_id: str | None) -> list[int]:
+        return await self.publish_json(path, self._encoder.encode(events), message_id)
+
+
+def _refusal(response: httpx.Response) -> Refused:
+    """The router's answer as the error it stands for."""
+    try:
+        problem: dict[str, Any] = response.json()
+    except ValueError:
+        problem = {}
+    detail = str(problem.get("detail") or f"the router answered {response.status_code}")
+    if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        refusal: Refused = Denied("publish")
+        refusal.message = detail
+        refusal.args = (detail,)
+        return refusal
+    return _REFUSALS.get(str(problem.get("code")), Refused)(detail)

@@ -1,0 +1,145 @@
+"""What is done for all connections every second, by one task for the whole node."""
+
+import asyncio
+import heapq
+import logging
+import time
+from collections.abc import Callable
+from random import uniform
+
+from router import wire
+from router.errors import CloseCode
+from router.flow import Router
+from router.session import Session
+
+__all__ = ["Upkeep"]
+
+log = logging.getLogger("router")
+
+WARN_BEFORE = 30.0
+"""Seconds before its expiry that a token is asked for anew."""
+WARN_SPREAD = 5.0
+"""Seconds over which these warnings are spread, so that a morning's logins do not all come back at once."""
+
+
+class Upkeep:
+    """Pings, expiring tokens, silent and slow clients, acknowledgements, presence, the audit log.
+
+    Connections are spread over as many slots as seconds lie between pings, and each second looks at one slot: the
+    work is even and no connection needs a timer.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        *,
+        ping_every: float = 30.0,
+        silence: float = 75.0,
+        slow_deadline: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._router = router
+        self.ping_every = ping_every
+        self._silence = silence
+        self._slow_deadline = slow_deadline
+        self._clock, self._wall = clock, wall
+        self._slots: list[dict[Session, float]] = [{} for _ in range(max(1, round(ping_every)))]
+        self._slot_of: dict[Session, int] = {}
+        self._heard: dict[Session, Callable[[], float | None]] = {}
+        self._now = 0
+        self._expiring: list[tuple[float, int, Session, bool]] = []
+        self._count = 0
+
+    def add(self, session: Session, heard: Callable[[], float | None]) -> None:
+        """Look after `session`. `heard` tells when bytes last came from it; None when that cannot be known."""
+        slot = self._now % len(self._slots)
+        self._slots[slot][session] = self._clock()
+        self._slot_of[session] = slot
+        self._heard[session] = heard
+        self.expect_expiry(session)
+
+    def remove(self, session: Session) -> None:
+        """`session` is gone."""
+        slot = self._slot_of.pop(session, None)
+        if slot is not None:
+            del self._slots[slot][session]
+            del self._heard[session]
+
+    def expect_expiry(self, session: Session) -> None:
+        """Warn before, and close after, the expiry of the identity that `session` has now."""
+        at = session.identity.expires_at
+        if at != float("inf"):
+            self._push(at - WARN_BEFORE - uniform(0, WARN_SPREAD), session, last=False)
+            self._push(at + self._router.auth.grace, session, last=True)
+
+    def _push(self, at: float, session: Session, *, last: bool) -> None:
+        self._count += 1
+        heapq.heappush(self._expiring, (at, self._count, session, last))
+
+    async def run(self) -> None:
+        """Tick every second until cancelled. A tick that fails is logged, and the next one comes all the same."""
+        while True:
+            await asyncio.sleep(1)
+            try:
+                await self.tick()
+            except Exception:
+                log.exception("upkeep failed", extra={"event": "upkeep_failed"})
+
+    async def tick(self) -> None:
+        """One second's work."""
+        self._now += 1
+        self._ping()
+        self._expire()
+        self._end_slow()
+        self._redeliver()
+        await self._router.presence.tick()
+        self._router.audit.flush()
+
+    def _ping(self) -> None:
+        now = self._clock()
+        for session in list(self._slots[self._now % len(self._slots)]):
+            port = self._router.hub.port(session)
+            if port is None:
+                continue
+            heard = self._heard[session]()
+            if heard is not None and now - heard > self._silence:
+                port.abort()
+                continue
+            if session not in self._router.hub.slow:
+                self._router.hub.say(session, _PING)
+                if port.framed:
+                    # A plain client does not answer `ping`; its browser answers this one by itself.
+                    port.write(wire.PING_FRAME)
+
+    def _expire(self) -> None:
+        now = self._wall()
+        while self._expiring and self._expiring[0][0] <= now:
+            at, _, session, last = heapq.heappop(self._expiring)
+            port = self._router.hub.port(session)
+            expires_at = session.identity.expires_at
+            if port is None or (last and expires_at + self._router.auth.grace > at):
+                continue
+            if last:
+                port.close(CloseCode.UNAUTHENTICATED, "token expired")
+            elif expires_at - now <= WARN_BEFORE + WARN_SPREAD and not session.plain:
+                left = max(0.0, round(expires_at - now, 3))
+                self._router.hub.say(session, wire.encode(wire.TokenExpiring(expires_in=left)))
+
+    def _end_slow(self) -> None:
+        late = self._clock() - self._slow_deadline
+        for session, since in list(self._router.hub.slow.items()):
+            port = self._router.hub.port(session)
+            if since <= late and port is not None:
+                # A close frame would only join the queue that does not move; the client sees the cut and resumes.
+                self._router.metrics.error(str(int(CloseCode.TOO_SLOW)))
+                port.abort()
+
+    def _redeliver(self) -> None:
+        router = self._router
+        for session, envelope in router.hub.redeliver(self._clock(), router.pace.ack_tries):
+            router.metrics.unacknowledged.inc()
+            router.audit.unacknowledged(envelope, session.user, session.id)
+
+
+_PING = wire.encode(wire.Ping())
