@@ -67,8 +67,10 @@ def dev(file: Path | None, **arguments: Any) -> None:
         raise SetupError(f"`router dev` hands tokens to everybody who asks, so it listens on 127.0.0.1, not {chosen.host}")
     key = chosen.jwt_key or token_hex(32)
     chosen = msgspec.structs.replace(chosen, jwt_key=key, jwt_algorithms=("HS256",), drain=0.0)
-    journal.configure("WARNING" if chosen.log_level == "INFO" else chosen.log_level)
+    quiet = "WARNING" if chosen.log_level == "INFO" else chosen.log_level
+    journal.configure(quiet)
     router = application.create_router(chosen, application.build_catalog(chosen))
+    chosen = msgspec.structs.replace(chosen, log_level=quiet)
     _run(chosen, application.create_app(chosen, router=router, handlers=demo_routes(router, key)), key)
 
 
@@ -80,16 +82,18 @@ def _run(chosen: settings.Settings, app: Any, key: str | None = None) -> None:
         click.echo(f"Event Router is at {url}  (clients: {url.replace('http', 'ws', 1)}/ws/project/<project>)", err=True)
     else:
         token = make_token(key, "backend", PROJECT)
+        me = Path(sys.argv[0])
+        command = f"{me.parent.parent.name}/bin/router" if me.parent.parent.parent == Path.cwd() else "router"
         click.echo(
             f"Event Router is at {url}/\n\n"
             "Open it, and in another terminal publish to it:\n\n"
             f"  export ROUTER_URL={url} ROUTER_TOKEN={token}\n"
-            f"  router publish {PROJECT} step_progress step_id=s1 progress=0.5\n"
-            f"  router tail {PROJECT}\n\n"
+            f"  {command} publish {PROJECT} step_progress step_id=s1 progress=0.5\n"
+            f"  {command} tail {PROJECT}\n\n"
             "Ctrl-C ends it.",
         )
         sys.stdout.flush()
-    serve(app, listener, max_message=chosen.limit_message, drain=chosen.drain)
+    serve(app, listener, max_message=chosen.limit_message, drain=chosen.drain, log_level=chosen.log_level)
 
 
 @cli.command("plugins")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import jwt
 from litestar import Request, Response, get, post
 from litestar.exceptions import NotFoundException
-from litestar.params import FromPath, Parameter
+from litestar.params import FromPath, QueryParameter
 
 from router.audience import Audience, project_topic
 from router.flow import Router
@@ -43,7 +43,7 @@ def demo_routes(router: Router, key: str) -> list[Any]:
         return _file(name)
 
     @get("/demo/token", include_in_schema=False)
-    async def token(user: Annotated[str, Parameter(query="user", pattern="[a-z]{1,20}")] = "ada") -> dict[str, Any]:
+    async def token(user: Annotated[str, QueryParameter(name="user", pattern="[a-z]{1,20}")] = "ada") -> dict[str, Any]:
         lifetime = 3600
         made = make_token(key, user, PROJECT, lifetime=lifetime)
         return {"token": made, "user": user, "project": PROJECT, "expires_in": lifetime}

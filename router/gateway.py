@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from random import uniform
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -21,7 +21,7 @@ from router import wire
 from router.brokers.base import Limits
 from router.errors import BadMessage, CloseCode, Disconnect, clip_reason
 from router.flow import Router, place, topics_of
-from router.port import AsgiPort, DirectPort, port_for
+from router.port import port_for
 from router.session import Bookmark, Session
 from router.tracing import SpanKind, valid_traceparent
 from router.upkeep import Upkeep
@@ -47,8 +47,10 @@ class Door(Struct, frozen=True):
 class GatewaySocket(WebSocket[Any, Any, Any]):
     """Litestar's WebSocket, except that a binary frame is answered instead of read as an empty text."""
 
-    session: Session
+    participant: Session
     router: Router
+    code = 1006
+    """The close code, once it is closed."""
 
     async def receive_data(self, mode: Any = "text") -> Any:
         """The next text frame."""
@@ -60,7 +62,7 @@ class GatewaySocket(WebSocket[Any, Any, Any]):
             if text is not None:
                 return text
             self.router.metrics.error("bad_message")
-            self.router.refuse(self.session, BadMessage("messages are JSON in text frames, not binary"), bad=True)
+            self.router.refuse(self.participant, BadMessage("messages are JSON in text frames, not binary"), bad=True)
 
 
 class Gateway:
@@ -85,7 +87,7 @@ class Gateway:
         )
         async def project_socket(data: str, socket: WebSocket[Any, Any, Any]) -> None:
             assert isinstance(socket, GatewaySocket)
-            await self._router.receive(socket.session, data)
+            await self._router.receive(socket.participant, data)
 
         return project_socket
 
@@ -98,33 +100,35 @@ class Gateway:
             self._router.metrics.error(str(int(refused.code)))
             log.info("refused", extra={"event": "websocket_refused", "project_uuid": project[:128], "code": int(refused.code)})
             await _refuse(socket, refused)
-            try:
+            with suppress(WebSocketDisconnect):
                 yield  # the listener reads the disconnect and unwinds
-            except WebSocketDisconnect:
-                pass
             return
-        began = time.monotonic()
-        port: DirectPort | AsgiPort | None = None
         code = 1006
-        try:
-            await socket.accept(subprotocols=None if session.plain else wire.SUBPROTOCOL)
-            port = port_for(socket.scope, socket.send)
-            socket.session, socket.router = session, self._router
-            await self._enter(session, port, since)
-            yield
-        except WebSocketDisconnect as gone:
-            code = gone.code
-        except Disconnect as ended:
-            code = int(ended.code)
-            self._router.metrics.error(str(code))
-            await _close(socket, ended)
-        except Exception as error:  # our own bug: tell neither client nor log what was in the message
-            code = int(CloseCode.INTERNAL_ERROR)
-            self._router.metrics.error("internal")
-            log.error("connection failed: %s at %s", type(error).__name__, place(error), extra={"event": "connection_failed"})
-            await _close(socket, Disconnect(CloseCode.INTERNAL_ERROR, "internal error"))
-        finally:
-            await self._leave(session, port, code, time.monotonic() - began)
+        entered = False
+        async with AsyncExitStack() as leaving:
+            try:
+                leaving.push_async_callback(self._router.broker.release, session.user, session.project)
+                await socket.accept(subprotocols=None if session.plain else wire.SUBPROTOCOL)
+                await self._enter(socket, session, since, leaving)
+                entered = True
+                yield
+            except WebSocketDisconnect as gone:
+                code = gone.code
+            except Disconnect as ended:
+                code = int(ended.code)
+                self._router.metrics.error(str(code))
+                await _close(socket, ended)
+            except Exception as error:  # our own bug: tell neither client nor log what was in the message
+                code = int(CloseCode.INTERNAL_ERROR)
+                self._router.metrics.error("internal")
+                what = f"{type(error).__name__} at {place(error)}"
+                log.error("connection failed: %s", what, extra={"event": "connection_failed"})
+                await _close(socket, Disconnect(CloseCode.INTERNAL_ERROR, "internal error"))
+            finally:
+                socket.code = code
+        if not entered:
+            with suppress(WebSocketDisconnect):
+                yield
 
     async def _admit(self, socket: GatewaySocket, project: str) -> tuple[Session, Any]:
         """Who it is, whether they may, and whether there is room. Raises `Disconnect` if not. Takes a seat."""
@@ -143,8 +147,12 @@ class Gateway:
         session = Session(uuid4().hex, identity, project, plain=plain, topics=topics)
         return session, parse_since(query.get("since", [None])[0], topics)
 
-    async def _enter(self, session: Session, port: DirectPort | AsgiPort, since: Any) -> None:
+    async def _enter(self, socket: GatewaySocket, session: Session, since: Any, leaving: AsyncExitStack) -> None:
+        """Let an accepted connection take part. What is begun is pushed to `leaving`, to be undone at the end."""
         router = self._router
+        socket.participant, socket.router = session, router
+        port = port_for(socket.scope, socket.send)
+        leaving.push_async_callback(port.finish)
 
         def writable(can_write: bool) -> None:
             if can_write:
@@ -159,27 +167,20 @@ class Gateway:
             return delay
 
         port.listen(writable, shutdown)
-        router.metrics.connections.inc()
-        router.metrics.connected.inc()
+        began = time.monotonic()
+        router.metrics.opened(recovering=since is not None)
+        leaving.callback(lambda: self._gone(session, socket.code, time.monotonic() - began))
         self._upkeep.add(session, port.heard)
+        leaving.callback(self._upkeep.remove, session)
+        leaving.push_async_callback(router.close, session)
         recovered = await router.open(session, port, since, self._upkeep.ping_every)
-        if since:
-            router.metrics.reconnected.inc()
         await router.presence.enter(session.project, session.user)
+        leaving.callback(router.presence.leave, session.project, session.user)
         _log_connection("websocket_connected", session, recovered=recovered)
 
-    async def _leave(self, session: Session, port: DirectPort | AsgiPort | None, code: int, seconds: float) -> None:
-        router = self._router
-        self._upkeep.remove(session)
-        await router.close(session)
-        await router.broker.release(session.user, session.project)
-        if port is None:
-            return
-        router.presence.leave(session.project, session.user)
-        router.metrics.connections.dec()
-        router.metrics.duration.observe(seconds)
+    def _gone(self, session: Session, code: int, seconds: float) -> None:
+        self._router.metrics.closed(seconds)
         _log_connection("websocket_disconnected", session, code=code, seconds=round(seconds, 3))
-        await port.finish()
 
     def _check_origin(self, socket: GatewaySocket) -> None:
         origin = socket.headers.get("origin")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import MediaType, Request, Response, get, post
-from litestar.params import FromPath, Parameter
+from litestar.params import FromPath, HeaderParameter
 from msgspec import Raw
 
 from router.asyncapi import describe
@@ -17,8 +17,8 @@ from router.tracing import valid_traceparent
 __all__ = ["problem", "refused_response", "routes"]
 
 MAX_EVENTS = 1000
-IdempotencyKey = Annotated[str | None, Parameter(header="Idempotency-Key", max_length=200)]
-TraceParent = Annotated[str | None, Parameter(header="traceparent", max_length=100)]
+IdempotencyKey = Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=200)]
+TraceParent = Annotated[str | None, HeaderParameter(name="traceparent", max_length=100)]
 
 _STATUS: dict[type[Refused], tuple[int, str]] = {
     BadMessage: (400, "Bad Request"),

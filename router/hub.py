@@ -344,12 +344,15 @@ def _view(
     view = views.get(key)
     if view is None:
         chosen = [envelopes[i] for i in which]
+        # A critical event holds the position back from the moment it is sent.
+        floors = [e.first - 1 for e in chosen if e.requires_ack and e.first]
+        floor = min([*floors, *([] if cohort.floor is None else [cohort.floor])], default=None)
         if cohort.plain:
             texts = [wire.body(envelope) for envelope in chosen]
         elif len(chosen) == 1:
             again = chosen[0].replay and chosen[0].requires_ack
-            texts = [wire.numbered(chosen[0], floor=cohort.floor, redelivered=again)]
+            texts = [wire.numbered(chosen[0], floor=floor, redelivered=again)]
         else:
-            texts = [wire.batch(chosen, cohort.floor)]
+            texts = [wire.batch(chosen, floor)]
         view = views[key] = [b"".join(map(wire.text_frame, texts))] if cohort.framed else texts
     return view

@@ -30,6 +30,18 @@ class Metrics:
         self.slow = Counter("router_slow_clients", "Clients that fell behind", **at)
         self._children: dict[tuple[str, str, str], Counter] = {}
 
+    def opened(self, *, recovering: bool) -> None:
+        """Count a connection that was let in, and whether it says that it had been here before."""
+        self.connections.inc()
+        self.connected.inc()
+        if recovering:
+            self.reconnected.inc()
+
+    def closed(self, seconds: float) -> None:
+        """Count a connection's end and how long it was open."""
+        self.connections.dec()
+        self.duration.observe(seconds)
+
     def message(self, envelope: Envelope, outcome: str) -> None:
         """Count one message's outcome. A bound child costs a twentieth of an OpenTelemetry counter."""
         key = (envelope.leg, envelope.type, outcome)

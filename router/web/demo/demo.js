@@ -1,13 +1,14 @@
 // @ts-check
 /** The demo page: two people look at one project. Everything that is live about it comes through two RouterClients. */
 
-import { RouterClient, store } from "/client/router.js";
+import { RouterClient, reduce, store } from "/client/router.js";
 
 const PROJECT = "demo";
 const VIEWERS = ["ada", "grace"];
 /** So many received events are listed. */
 const LISTED = 50;
 const TOAST_STAYS = 8_000;
+const TOASTS = 3;
 
 /** What the form suggests for each type. */
 const EXAMPLES = {
@@ -48,15 +49,15 @@ function set(on, name, value) {
  */
 function show(list, items, make, update) {
   const before = new Map([...list.children].map((child) => [/** @type {any} */ (child).dataset.key, child]));
+  for (const [key, child] of before) if (!items.has(key)) child.remove();
+  let at = 0;
   for (const [key, item] of items) {
     const child = before.get(key) ?? make(item, key);
-    if (!before.delete(key)) {
-      /** @type {any} */ (child).dataset.key = key;
-      list.append(child);
-    }
+    /** @type {any} */ (child).dataset.key = key;
+    if (list.children[at] !== child) list.insertBefore(child, list.children[at] ?? null);
     update(child, item);
+    at += 1;
   }
-  for (const child of before.values()) child.remove();
 }
 
 const capital = (/** @type {string} */ name) => name.charAt(0).toUpperCase() + name.slice(1);
@@ -113,12 +114,12 @@ class Viewer {
     this.store = store(this.client);
     this.store.subscribe((state) => this.#render(state));
     this.client.on("*", (event) => this.#list(event));
-    this.client.on("notification", ({ level, title, message }) => this.#toast(level, title, message));
+    this.client.on("notification", ({ level, title, message }) => this.toast(level, title, message));
     this.client.on("resync", ({ reason, topic }) => {
-      if (!topic) this.#toast("warning", "What was missed is gone", `${reason}: this pane begins anew.`);
+      if (!topic) this.toast("warning", "What was missed is gone", `${reason}: this pane begins anew.`);
     });
-    this.client.on("error", ({ message }) => this.#toast("error", "Declined", message));
-    this.client.on("state", ({ state, reason }) => state === "closed" && this.#toast("error", "Connection closed", reason));
+    this.client.on("error", ({ message }) => this.toast("alert", "Declined", message));
+    this.client.on("state", ({ state, reason }) => state === "closed" && this.toast("alert", "Connection closed", reason));
     this.client.on("welcome", () => void this.#whoIsHere());
 
     find("[data-drop]", this.pane).onclick = () => this.#drop();
@@ -132,11 +133,20 @@ class Viewer {
   }
 
   async #whoIsHere() {
-    const answer = await fetch(`/projects/${PROJECT}/presence`, { headers: await this.bearer() });
-    if (!answer.ok) return;
-    const { users } = await answer.json();
-    const people = users.map((/** @type {any} */ { user_id }) => user_id).sort();
-    this.store.update((state) => ({ ...state, people }));
+    // Whoever comes or goes while the answer is on its way may be missing in it.
+    /** @type {any[]} */
+    const meanwhile = [];
+    const types = ["presence_joined", "presence_left"];
+    const stops = types.map((type) => this.client.on(type, (event) => meanwhile.push(event)));
+    try {
+      const answer = await fetch(`/projects/${PROJECT}/presence`, { headers: await this.bearer() });
+      if (!answer.ok) return;
+      const { users } = await answer.json();
+      const people = users.map((/** @type {any} */ { user_id }) => user_id).sort();
+      this.store.update((state) => meanwhile.reduce(reduce, { ...state, people }));
+    } finally {
+      for (const stop of stops) stop();
+    }
   }
 
   #drop() {
@@ -154,7 +164,7 @@ class Viewer {
       this.client.send({ type: "chat_message", role: "user", content: form.text.value });
       form.reset();
     } catch (error) {
-      this.#toast("error", "Not sent", String(error));
+      this.toast("alert", "Not sent", String(error));
     }
   }
 
@@ -190,12 +200,14 @@ class Viewer {
     find("[data-count]", this.pane).textContent = String((this.#count += 1));
     // The position moves after its events were shown.
     queueMicrotask(() => {
-      find("[data-place]", this.pane).textContent = `at ${this.client.since.split(",")[0]}`;
+      const [, pos, above] = this.client.since.split(",")[0].split(":");
+      const ahead = above ? `, and ${above.split(".").length} beyond` : "";
+      find("[data-place]", this.pane).textContent = `position ${pos}${ahead}`;
     });
   }
 
   /** @param {string} level @param {string} title @param {string} message */
-  #toast(level, title, message) {
+  toast(level, title, message) {
     const toast = element(
       "div",
       { className: "toast", data: { toast: level } },
@@ -203,7 +215,9 @@ class Viewer {
       element("p", { textContent: message }),
     );
     toast.onclick = () => toast.remove();
-    find("[data-toasts]", this.pane).append(toast);
+    const toasts = find("[data-toasts]", this.pane);
+    toasts.prepend(toast);
+    toasts.children[TOASTS]?.remove();
     setTimeout(() => toast.remove(), TOAST_STAYS);
   }
 }
@@ -226,7 +240,9 @@ function updateStep(row, { id, status, progress, message, result, error }) {
   row.dataset.status = status;
   const percent = Math.round(100 * progress);
   const rows = result?.row_count === undefined ? "done" : `${result.row_count.toLocaleString("en")} rows`;
-  const note = { pending: "waits", running: message ?? "running", completed: rows, error }[/** @type {any} */ (status)] ?? "";
+  /** @type {Record<string, string>} */
+  const notes = { pending: "waits", running: message ?? "running", completed: rows, error };
+  const note = notes[status];
   set(find(".note", row), "textContent", note);
   find(".note", row).title = note;
   set(find(".percent", row), "textContent", status === "running" ? `${percent} %` : "");
@@ -266,7 +282,7 @@ run.onclick = async () => {
   run.disabled = true;
   try {
     const answer = await fetch("/demo/run", { method: "POST" });
-    run.title = answer.ok ? "" : `HTTP ${answer.status}`;
+    if (!answer.ok) viewers[0].toast("alert", "The project did not run", `HTTP ${answer.status}`);
   } finally {
     run.disabled = false;
   }
