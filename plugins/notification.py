@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from router import Event, Plugin, Policy
+from router import Event, Plugin
 
 
 class Notification(Event, frozen=True, tag="notification"):

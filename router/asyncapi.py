@@ -18,13 +18,10 @@ _CLIENT_FRAMES = (wire.Ack, wire.Pong, wire.AuthRefresh)
 
 def describe(catalog: Catalog) -> dict[str, Any]:
     """The document: one channel, what clients receive on it, and what they may send."""
-    events = [found.plugin.event for found in catalog]
-    (_, components) = msgspec.json.schema_components(
-        [*events, *_SERVER_FRAMES, *_CLIENT_FRAMES], ref_template="#/components/schemas/{name}"
-    )
-    refs = dict(zip([*events, *_SERVER_FRAMES, *_CLIENT_FRAMES], _, strict=True))
+    kinds: list[Any] = [*(found.plugin.event for found in catalog), *_SERVER_FRAMES, *_CLIENT_FRAMES]
+    found_refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     messages: dict[str, Any] = {}
-    for kind, ref in refs.items():
+    for kind, ref in zip(kinds, found_refs, strict=True):
         tag = str(kind.__struct_config__.tag)
         messages[tag] = {"name": tag, "summary": (getdoc(kind) or tag).partition("\n")[0], "payload": ref}
     receive = [found.plugin.tag for found in catalog] + [str(f.__struct_config__.tag) for f in _SERVER_FRAMES]

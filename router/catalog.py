@@ -54,7 +54,9 @@ def discover(package: str | None = "plugins", folders: Sequence[Path] = ()) -> t
         except (Exception, SystemExit) as error:  # a plugin is foreign code: whatever it does, name it and go on
             problems.append(Problem(source, f"could not be imported: {type(error).__name__}: {error}"))
             continue
-        plugins = [loaded] if isinstance(loaded, Plugin) else [v for v in vars(loaded).values() if isinstance(v, Plugin)]
+        plugins = (
+            [loaded] if isinstance(loaded, Plugin) else [v for v in vars(loaded).values() if isinstance(v, Plugin)]
+        )
         if not plugins and not source.endswith(".__init__"):
             problems.append(Problem(source, "has no Plugin value: write `name = Plugin(EventType, Policy(...))`"))
         found += [Found(plugin, source) for plugin in plugins]
@@ -73,7 +75,9 @@ def _modules(package: str | None, folders: Sequence[Path]) -> Iterator[tuple[str
         if not folder.is_dir():
             raise SetupError(f"the plugins folder {folder} does not exist; correct `plugins` (ROUTER_PLUGINS)")
         if folder.stat().st_mode & stat.S_IWOTH:
-            raise SetupError(f"the plugins folder {folder} can be written by anybody, and its code runs here: chmod o-w")
+            raise SetupError(
+                f"the plugins folder {folder} can be written by anybody, and its code runs here: chmod o-w"
+            )
         for path in sorted(folder.glob("*.py")):
             if not path.name.startswith("_"):
                 yield str(path), lambda path=path: _load_file(path)
@@ -160,7 +164,7 @@ def _flaw(plugin: Plugin, reserved: frozenset[str]) -> str | None:
         return "its event is no subclass of router.Event"
     tag = event.__struct_config__.tag
     if not isinstance(tag, str) or not tag:
-        return f"{event.__name__} has no text tag: write `class {event.__name__}(Event, frozen=True, tag=\"...\")`"
+        return f'{event.__name__} has no text tag: write `class {event.__name__}(Event, frozen=True, tag="...")`'
     if tag in reserved:
         return f"the type `{tag}` belongs to the protocol; take another"
     try:

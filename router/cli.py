@@ -35,7 +35,9 @@ def cli() -> None:
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that every command with settings has."""
     for option in (
-        click.option("--settings", "file", type=click.Path(path_type=Path), envvar="ROUTER_SETTINGS", help="A router.toml."),
+        click.option(
+            "--settings", "file", type=click.Path(path_type=Path), envvar="ROUTER_SETTINGS", help="A router.toml."
+        ),
         click.option("--host", help="Address to listen on."),
         click.option("--port", type=int, help="Port to listen on; 0 takes a free one."),
         click.option("--plugins", multiple=True, help="A folder with plugin files; may be given several times."),
@@ -64,7 +66,9 @@ def dev(file: Path | None, **arguments: Any) -> None:
     """Run the router with the demo page and a key made for this run. On this machine only."""
     chosen, _ = _settings(file, **arguments)
     if chosen.host not in LOOPBACK:
-        raise SetupError(f"`router dev` hands tokens to everybody who asks, so it listens on 127.0.0.1, not {chosen.host}")
+        raise SetupError(
+            f"`router dev` hands tokens to everybody who asks, so it listens on 127.0.0.1, not {chosen.host}"
+        )
     key = chosen.jwt_key or token_hex(32)
     chosen = msgspec.structs.replace(chosen, jwt_key=key, jwt_algorithms=("HS256",), drain=0.0)
     quiet = "WARNING" if chosen.log_level == "INFO" else chosen.log_level
@@ -79,7 +83,9 @@ def _run(chosen: settings.Settings, app: Any, key: str | None = None) -> None:
     host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
     url = f"http://{host}:{listener.getsockname()[1]}"
     if key is None:
-        click.echo(f"Event Router is at {url}  (clients: {url.replace('http', 'ws', 1)}/ws/project/<project>)", err=True)
+        click.echo(
+            f"Event Router is at {url}  (clients: {url.replace('http', 'ws', 1)}/ws/project/<project>)", err=True
+        )
     else:
         token = make_token(key, "backend", PROJECT)
         me = Path(sys.argv[0])
@@ -152,11 +158,15 @@ def _table(columns: list[str], rows: list[dict[str, Any]]) -> None:
 @click.option("--grant", "grants", multiple=True, default=GRANTS, show_default=True, help="May be given several times.")
 @click.option("--lifetime", default=3600.0, show_default=True, help="Seconds.")
 @settings_options
-def token(user: str, project: str, grants: tuple[str, ...], lifetime: float, file: Path | None, **arguments: Any) -> None:
+def token(
+    user: str, project: str, grants: tuple[str, ...], lifetime: float, file: Path | None, **arguments: Any
+) -> None:
     """Make a token for development, signed with the secret in the settings. PROJECT `*` means all."""
     chosen, _ = _settings(file, **arguments)
     if not chosen.jwt_key or chosen.jwt_key.startswith("-----BEGIN") or chosen.jwt_algorithms[0] != "HS256":
-        raise SetupError("`router token` signs with a secret: set ROUTER_JWT_KEY to the one that the router has (HS256)")
+        raise SetupError(
+            "`router token` signs with a secret: set ROUTER_JWT_KEY to the one that the router has (HS256)"
+        )
     click.echo(make_token(chosen.jwt_key, user, project, grants=grants, lifetime=lifetime))
 
 
@@ -221,6 +231,7 @@ def tail(project: str, since: str | None, url: str, token: str) -> None:
     """Show what everybody in PROJECT sees, one JSON object a line, until Ctrl-C."""
     from websockets.asyncio.client import connect
     from websockets.exceptions import ConnectionClosed, InvalidStatus
+    from websockets.typing import Subprotocol
 
     query = f"?since={quote(since)}" if since else ""
     address = f"{url.replace('http', 'ws', 1)}/ws/project/{quote(project, safe='')}{query}"
@@ -228,7 +239,9 @@ def tail(project: str, since: str | None, url: str, token: str) -> None:
     async def show() -> None:
         try:
             headers = {"Authorization": f"Bearer {token}"}
-            async with connect(address, additional_headers=headers, subprotocols=["router.v1"], compression=None) as socket:  # type: ignore[list-item]
+            async with connect(
+                address, additional_headers=headers, subprotocols=[Subprotocol("router.v1")], compression=None
+            ) as socket:
                 async for text in socket:
                     message = json.loads(text)
                     for event in message["events"] if message["type"] == "batch" else [message]:
@@ -259,4 +272,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-

@@ -8,7 +8,7 @@ from secrets import token_hex
 from typing import Annotated, Any
 
 import jwt
-from litestar import Request, Response, get, post
+from litestar import Response, get, post
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath, QueryParameter
 
@@ -22,9 +22,7 @@ GRANTS = ("view", "chat", "edit", "publish")
 _KINDS = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
 
 
-def make_token(
-    key: str, user: str, project: str, *, grants: tuple[str, ...] = GRANTS, lifetime: float = 3600.0
-) -> str:
+def make_token(key: str, user: str, project: str, *, grants: tuple[str, ...] = GRANTS, lifetime: float = 3600.0) -> str:
     """A token for development, signed with the secret that the router verifies with."""
     now = int(time.time())
     return jwt.encode({"sub": user, "iat": now, "exp": now + int(lifetime), "projects": {project: list(grants)}}, key)
@@ -49,7 +47,7 @@ def demo_routes(router: Router, key: str) -> list[Any]:
         return {"token": made, "user": user, "project": PROJECT, "expires_in": lifetime}
 
     @post("/demo/run", status_code=202, include_in_schema=False)
-    async def run(request: Request[Any, Any, Any]) -> dict[str, bool]:
+    async def run() -> dict[str, bool]:
         if not running:
             task = asyncio.create_task(_Backend(router).run())
             running.add(task)
@@ -95,7 +93,23 @@ class _Backend:
 
     async def _answer(self) -> None:
         stream = token_hex(4)
-        words = "Here are the top customers by revenue: Analytical Engines, Bletchley Goods, and Compilers & Co.".split()
+        words = [
+            "Here",
+            "are",
+            "the",
+            "top",
+            "customers",
+            "by",
+            "revenue:",
+            "Analytical",
+            "Engines,",
+            "Bletchley",
+            "Goods,",
+            "and",
+            "Compilers",
+            "&",
+            "Co.",
+        ]
         for index, word in enumerate(words):
             await asyncio.sleep(0.06)
             last = index == len(words) - 1

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, BinaryIO, NoReturn
 from uuid import uuid4
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from router import wire
 from router.audience import EVERYONE, Audience, Identity, project_topic, user_topic
-from router.brokers.base import Broker, Position, Published
+from router.brokers.base import Broker, Published
 from router.catalog import Catalog, Found
 from router.envelope import Envelope
 from router.errors import BadMessage, CloseCode, Disconnect, PluginFailed, Refused, TooLarge
@@ -27,22 +27,17 @@ from router.middleware.auth import Auth, Authenticator
 from router.middleware.coalesce import Coalesce
 from router.middleware.permission import check_permission
 from router.middleware.rate import RateLimit
-from router.pacing import TokenBucket, conflate
+from router.pacing import TokenBucket
 from router.pipeline import DELIVERED, Middleware, Pipeline
 from router.plugin import Plugin
 from router.presence import Presence
-from router.session import Bookmark, Session
+from router.recovery import Recovery, Since
+from router.session import Session
 from router.tracing import SpanKind, Tracing, valid_traceparent
 
-__all__ = ["Pace", "Router", "Since"]
+__all__ = ["Pace", "Router"]
 
 log = logging.getLogger("router")
-
-Since = Mapping[str, tuple[str, Bookmark]]
-"""For each topic that a client resumes: the epoch it knows and what it has. Epoch "" asks for all there is."""
-
-CATCH_UP_BYTES = 256 * 1024
-"""What is written to a client that catches up before looking whether it reads."""
 
 
 class Pace(Struct, frozen=True):
@@ -107,8 +102,7 @@ class Router:
         self._lanes = Lanes(self._flush, self._job_failed)
         self._clock, self._wall = clock, wall
         self._call_later = call_later
-        self._seen: dict[str, int] = {}
-        self._listeners: dict[str, int] = {}
+        self._recovery = Recovery(self.hub, broker, self._lanes, self._coalesce, self._outbound, self._merge_failed)
         self._bad: dict[str, TokenBucket] = {}
 
     async def start(self) -> None:
@@ -140,7 +134,9 @@ class Router:
         plugin = self.catalog.plugin_of(event)
         event, payload = _with_id(event, plugin, payload, message_id)
         self.fits(payload)
-        with self.tracing.span(f"send {plugin.tag}", SpanKind.PRODUCER, traceparent, {"messaging.operation.type": "send"}) as (
+        with self.tracing.span(
+            f"send {plugin.tag}", SpanKind.PRODUCER, traceparent, {"messaging.operation.type": "send"}
+        ) as (
             span,
             trace,
         ):
@@ -187,8 +183,7 @@ class Router:
         except (Refused, Disconnect):
             pass  # reported by the pipeline; a backend's message has no sender here to tell
         finally:
-            if envelope.seq and envelope.topic in self._seen:
-                self._seen[envelope.topic] = envelope.seq
+            self._recovery.passed(envelope)
 
     async def _to_hub(self, envelope: Envelope) -> None:
         if envelope.published_at and not envelope.replay:
@@ -308,34 +303,14 @@ class Router:
         """
         self.hub.add(session, port)
         self.auth.watch(session.id, session.identity.expires_at)
-        places, lost = [], []
-        recovered = False
-        for topic in session.topics:
-            position = await self._listen(topic)
-            asked = None if since is None else since.get(topic)
-            session.bookmarks[topic] = Bookmark(position.seq)  # `close` undoes what this says was begun
-            session.bookmarks[topic], reason = await self._bookmark(topic, position, asked)
-            places.append(wire.Place(position.epoch, session.bookmarks[topic].pos))
-            if reason is not None:
-                lost.append((topic, places[-1], reason))
-            elif asked is not None and topic == session.topics[0]:
-                recovered = True
-        if not session.plain:
-            self._welcome(session, places, lost, recovered=recovered, ping_every=ping_every)
-        for topic in session.topics:
-            await self._lanes.run(topic, partial(self._enter, session, topic))
-        return recovered
+        return await self._recovery.open(session, since, ping_every, self._remaining(session.identity))
 
     async def close(self, session: Session) -> None:
         """`session` is gone."""
         self.hub.remove(session)
         self.auth.forget(session.id)
         self._bad.pop(session.id, None)
-        for topic in session.bookmarks:
-            self._listeners[topic] -= 1
-            if not self._listeners[topic]:
-                del self._listeners[topic], self._seen[topic]
-            await self.broker.unsubscribe(topic)
+        await self._recovery.close(session)
 
     def slow(self, session: Session) -> None:
         """`session` does not read fast enough: out of its rooms until it does."""
@@ -344,129 +319,7 @@ class Router:
 
     def resume(self, session: Session) -> None:
         """A slow `session` reads again: bring it up to date and back into its rooms."""
-        if self.hub.slow.pop(session, None) is not None:
-            for topic in session.topics:
-                self._lanes.put(topic, partial(self._enter, session, topic))
-
-    def _welcome(
-        self,
-        session: Session,
-        places: Sequence[wire.Place],
-        lost: Sequence[tuple[str, wire.Place, str]],
-        *,
-        recovered: bool,
-        ping_every: float,
-    ) -> None:
-        project, user, everyone = places
-        welcome = wire.Welcome(
-            session_id=session.id,
-            epoch=project.epoch,
-            pos=project.pos,
-            user=user,
-            all=everyone,
-            recovered=recovered,
-            expires_in=self._remaining(session.identity),
-            ping_every=ping_every,
-        )
-        self.hub.say(session, wire.encode(welcome))
-        for topic, place, reason in lost:
-            self._resync(session, topic, place, reason)
-
-    def _resync(self, session: Session, topic: str, place: wire.Place, reason: str) -> None:
-        label = wire.topic_label(topic)
-        self.hub.say(session, wire.encode(wire.Resync(epoch=place.epoch, pos=place.pos, reason=reason, topic=label)))
-
-    async def _listen(self, topic: str) -> Position:
-        position = await self.broker.subscribe(topic)
-        self._listeners[topic] = self._listeners.get(topic, 0) + 1
-        self._seen.setdefault(topic, position.seq)
-        return position
-
-    async def _bookmark(
-        self, topic: str, position: Position, asked: tuple[str, Bookmark] | None
-    ) -> tuple[Bookmark, str | None]:
-        """From where a session goes on, and why that is not from where it asked to, if it is not."""
-        here = await self._present(topic, position)
-        if asked is None:
-            return here, None
-        epoch, bookmark = asked
-        if not epoch:
-            history = await self.broker.history(topic, 0)
-            first = history.envelopes[0].first - 1 if history.envelopes else position.seq
-            return Bookmark(first), None
-        if epoch != position.epoch:
-            return here, "the numbering has started anew"
-        if bookmark.pos > position.seq:
-            return here, "the position is ahead of the topic"
-        if not (await self.broker.history(topic, bookmark.pos)).complete:
-            return here, "history does not reach back that far"
-        return bookmark, None
-
-    async def _present(self, topic: str, position: Position) -> Bookmark:
-        """What somebody has who wants only what is new: all but what is held back at the moment."""
-        held_since = self._coalesce.held_since(topic)
-        if held_since is None or held_since > position.seq:
-            return Bookmark(position.seq)
-        recent = (await self.broker.history(topic, held_since - 1)).envelopes
-        sent = (e.seq for e in recent if e.seq <= position.seq and not self._coalesce.holds(e))
-        return Bookmark(held_since - 1, frozenset(sent))
-
-    async def _enter(self, session: Session, topic: str) -> None:
-        """Write what `session` missed of `topic`, then put it into the room. Runs in the topic's turn, so that
-        nothing is delivered in between: what is numbered up to `seen` is history, what comes after arrives live.
-        """
-        await self.hub.flush(topic)
-        port = self.hub.port(session)
-        if port is None or session in self.hub.slow:
-            return
-        bookmark, seen = session.bookmarks[topic], self._seen[topic]
-        held_since = self._coalesce.held_since(topic)
-        arrived = Bookmark(seen)
-        if bookmark.pos < seen:
-            history = await self.broker.history(topic, bookmark.pos)
-            missed = [e for e in history.envelopes if e.seq <= seen and not self._coalesce.holds(e)]
-            if held_since is not None:
-                has = {e.seq for e in missed if e.seq >= held_since}
-                arrived = Bookmark(held_since - 1, frozenset(has))
-            if not history.complete:
-                here = wire.Place(history.top.epoch, arrived.pos)
-                self._resync(session, topic, here, "history does not reach back that far")
-            elif not await self._catch_up(session, port, topic, missed, arrived.pos):
-                return
-        self.hub.join(session, topic, arrived)
-
-    async def _catch_up(
-        self, session: Session, port: Port, topic: str, missed: Sequence[Envelope], floor: int
-    ) -> bool:
-        """Write what was missed, merged, in slices. Returns False when the client stopped reading on the way."""
-        bookmark = session.bookmarks[topic]
-        found = self.hub.collect(session)
-        try:
-            for envelope in conflate(missed, bookmark.known, self._merge_failed):
-                narrowed = envelope.narrowed(only=frozenset({session.id}))
-                try:
-                    await self._outbound(replace(narrowed, replay=True))
-                except (Refused, Disconnect):
-                    continue  # reported by the pipeline
-        finally:
-            self.hub.collected(session)
-        known = set(bookmark.known)
-        while found:
-            part = [found.pop(0)]
-            size = len(wire.body(part[0]))
-            while found and (size := size + len(wire.body(found[0]))) <= CATCH_UP_BYTES:
-                part.append(found.pop(0))
-            self.hub.send(session, part, floor)
-            known.update(envelope.seq for envelope in part)
-            pos = max(bookmark.pos, wire.position(part[-1], floor))
-            bookmark = Bookmark(pos, frozenset(seq for seq in known if seq > pos))
-            session.bookmarks[topic] = bookmark
-            if found and port.backlog() > CATCH_UP_BYTES:
-                await asyncio.sleep(0)  # let the transport send before judging the client by its backlog
-                if port.backlog() > CATCH_UP_BYTES // 2:
-                    self.hub.pause(session)
-                    return False
-        return True
+        self._recovery.resume(session)
 
     # -- small things
 
@@ -498,10 +351,12 @@ class Router:
         found: Found | None = next((f for f in self.catalog if f.plugin.tag == envelope.type), None)
         return envelope.type if found is None else f"{found.source} ({envelope.type})"
 
-    def _job_failed(self, topic: str, error: Exception) -> None:
+    def _job_failed(self, _topic: str, error: Exception) -> None:
         if not isinstance(error, Refused | Disconnect):
             self.metrics.error("internal")
-            log.error("delivery failed: %s", type(error).__name__, extra={"event": "delivery_failed", "place": place(error)})
+            log.error(
+                "delivery failed: %s", type(error).__name__, extra={"event": "delivery_failed", "place": place(error)}
+            )
 
 
 class _Context:

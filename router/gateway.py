@@ -52,7 +52,7 @@ class GatewaySocket(WebSocket[Any, Any, Any]):
     code = 1006
     """The close code, once it is closed."""
 
-    async def receive_data(self, mode: Any = "text") -> Any:
+    async def receive_data(self, mode: Any = "text") -> Any:  # noqa: ARG002  # Litestar's signature
         """The next text frame."""
         while True:
             message: Any = await self.receive()
@@ -98,7 +98,10 @@ class Gateway:
             session, since = await self._admit(socket, project)
         except Disconnect as refused:
             self._router.metrics.error(str(int(refused.code)))
-            log.info("refused", extra={"event": "websocket_refused", "project_uuid": project[:128], "code": int(refused.code)})
+            log.info(
+                "refused",
+                extra={"event": "websocket_refused", "project_uuid": project[:128], "code": int(refused.code)},
+            )
             await _refuse(socket, refused)
             with suppress(WebSocketDisconnect):
                 yield  # the listener reads the disconnect and unwinds
@@ -202,7 +205,7 @@ class Gateway:
         return query.get("token", [None])[0] if self._door.query_token else None
 
 
-class _ForeignOrigin(Disconnect):  # noqa: N818  # a kind of Disconnect
+class _ForeignOrigin(Disconnect):  # a kind of Disconnect
     def __init__(self) -> None:
         super().__init__(CloseCode.FORBIDDEN, "this origin is not on the list `allowed_origins`")
 

@@ -13,6 +13,8 @@ __all__ = ["Hub", "Port"]
 
 Write: TypeAlias = Callable[[bytes], None]
 
+_Views: TypeAlias = dict[tuple[bool, bool, int | None, tuple[int, ...]], list[bytes]]
+
 SLICE = 500
 """Recipients served before other rooms get a turn: some two milliseconds of sending (research/performance)."""
 MAX_BATCH = 64
@@ -22,10 +24,15 @@ MAX_BATCH = 64
 class Port(Protocol):
     """The way out to one client."""
 
-    framed: bool
-    """Whether `write` takes whole WebSocket frames; else it takes the text of one message."""
-    write: Write
-    """Takes bytes and returns at once. Harmless when the connection is gone."""
+    @property
+    def framed(self) -> bool:
+        """Whether `write` takes whole WebSocket frames; else it takes the text of one message."""
+        ...
+
+    @property
+    def write(self) -> Write:
+        """Takes bytes and returns at once. Harmless when the connection is gone."""
+        ...
 
     def backlog(self) -> int:
         """Bytes written that have not left this process."""
@@ -216,26 +223,24 @@ class Hub:
         while room.queue:
             envelopes, room.queue = room.queue[:MAX_BATCH], room.queue[MAX_BATCH:]
             room.advance(envelopes)
-            count += await self._write(topic, room, envelopes)
+            count += await self._write(room, envelopes)
         return count
 
-    async def _write(self, topic: str, room: Room, envelopes: Sequence[Envelope]) -> int:
-        views: dict[tuple[bool, bool, int | None, tuple[int, ...]], list[bytes]] = {}
+    async def _write(self, room: Room, envelopes: Sequence[Envelope]) -> int:
+        views: _Views = {}
         critical = any(envelope.requires_ack for envelope in envelopes)
         picky = any(envelope.audience.without for envelope in envelopes)
-        count = budget = 0
+        count = turn = 0
         for cohort, members in list(room.cohorts.items()):
             admitted = _admitted(envelopes, cohort)
-            if not admitted:
-                continue
-            for start in range(0, len(members), SLICE) if len(members) > SLICE else (0,):
-                if start == 0:
-                    everyone = list(members.items())
-                part = everyone[start : start + SLICE] if len(everyone) > SLICE else everyone
-                if budget + len(part) > SLICE and budget:
+            everyone = list(members.items()) if admitted else []
+            for start in range(0, len(everyone), SLICE):
+                part = everyone[start : start + SLICE]
+                if turn and turn + len(part) > SLICE:
                     await asyncio.sleep(0)
-                    budget = 0
-                budget += len(part)
+                    turn = 0
+                turn += len(part)
+                count += len(part)
                 if picky:
                     for session, write in part:
                         theirs = [i for i in admitted if session.id not in envelopes[i].audience.without]
@@ -246,10 +251,8 @@ class Hub:
                         for _, write in part:
                             write(data)
                 if critical:
-                    theirs_all = [envelopes[i] for i in admitted]
                     for session, _ in part:
-                        self._expect_acks(session, theirs_all)
-                count += len(part)
+                        self._expect_acks(session, [envelopes[i] for i in admitted])
         return count
 
     def send(self, session: Session, envelopes: Sequence[Envelope], floor: int | None = None) -> None:
@@ -279,7 +282,9 @@ class Hub:
     # -- acknowledgement
 
     def _expect_acks(self, session: Session, envelopes: Sequence[Envelope]) -> None:
-        waiting = [e for e in envelopes if e.requires_ack and e.message_id and e.audience.includes(session.id, session.grants)]
+        waiting = [
+            e for e in envelopes if e.requires_ack and e.message_id and e.audience.includes(session.id, session.grants)
+        ]
         if not waiting or (session.plain and not all(e.policy.plain for e in waiting)):
             return
         due = self._clock() + self._ack_after
@@ -332,7 +337,7 @@ def _admitted(envelopes: Sequence[Envelope], cohort: Cohort) -> list[int]:
 
 
 def _view(
-    views: dict[tuple[bool, bool, int | None, tuple[int, ...]], list[bytes]],
+    views: _Views,
     cohort: Cohort,
     envelopes: Sequence[Envelope],
     which: Sequence[int],
@@ -346,7 +351,7 @@ def _view(
         chosen = [envelopes[i] for i in which]
         # A critical event holds the position back from the moment it is sent.
         floors = [e.first - 1 for e in chosen if e.requires_ack and e.first]
-        floor = min([*floors, *([] if cohort.floor is None else [cohort.floor])], default=None)
+        floor = cohort.floor if not floors else min(floors) if cohort.floor is None else min(*floors, cohort.floor)
         if cohort.plain:
             texts = [wire.body(envelope) for envelope in chosen]
         elif len(chosen) == 1:

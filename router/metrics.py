@@ -17,17 +17,25 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        at = {"registry": self.registry}
-        self.connections = Gauge("router_connections", "Active connections", **at)
-        self.duration = Histogram("router_connection_duration_seconds", "How long connections lasted", buckets=DURATION, **at)
-        self.connected = Counter("router_connects", "Connections that were opened", **at)
-        self.reconnected = Counter("router_reconnects", "Connections that resumed an earlier one", **at)
-        self._messages = Counter("router_messages", "Messages by type and what became of them", ["leg", "type", "outcome"], **at)
-        self._errors = Counter("router_errors", "Everything that went wrong, by code", ["code"], **at)
-        self.deliveries = Counter("router_deliveries", "Messages written to clients", **at)
-        self.latency = Histogram("router_publish_to_deliver_seconds", "From publish until written to clients", buckets=LATENCY, **at)
-        self.unacknowledged = Counter("router_unacknowledged", "Critical messages given up after all repeats", **at)
-        self.slow = Counter("router_slow_clients", "Clients that fell behind", **at)
+        at = self.registry
+        self.connections = Gauge("router_connections", "Active connections", registry=at)
+        self.duration = Histogram(
+            "router_connection_duration_seconds", "How long connections lasted", buckets=DURATION, registry=at
+        )
+        self.connected = Counter("router_connects", "Connections that were opened", registry=at)
+        self.reconnected = Counter("router_reconnects", "Connections that resumed an earlier one", registry=at)
+        self._messages = Counter(
+            "router_messages", "Messages by type and what became of them", ["leg", "type", "outcome"], registry=at
+        )
+        self._errors = Counter("router_errors", "Everything that went wrong, by code", ["code"], registry=at)
+        self.deliveries = Counter("router_deliveries", "Messages written to clients", registry=at)
+        self.latency = Histogram(
+            "router_publish_to_deliver_seconds", "From publish until written to clients", buckets=LATENCY, registry=at
+        )
+        self.unacknowledged = Counter(
+            "router_unacknowledged", "Critical messages given up after all repeats", registry=at
+        )
+        self.slow = Counter("router_slow_clients", "Clients that fell behind", registry=at)
         self._children: dict[tuple[str, str, str], Counter] = {}
 
     def opened(self, *, recovering: bool) -> None:

@@ -131,12 +131,11 @@ class Window:
 
     def _make_way(self, envelope: Envelope, subject: Subject) -> tuple[list[Envelope], list[Envelope]]:
         """What must go before `envelope` because it is about the same thing, and what it makes obsolete."""
-        out, settled = [], []
+        out: list[Envelope] = []
+        settled: list[Envelope] = []
         for key, held in list(self._held.items()):
             kind, about, audience = key
-            if kind in envelope.policy.settles and about == _subject(
-                envelope.event, held.envelope.policy.deliver.by
-            ):
+            if kind in envelope.policy.settles and about == _subject(envelope.event, held.envelope.policy.deliver.by):
                 # For another audience it may be all they ever hear of it, so only the same one may lose it.
                 (settled if audience == envelope.audience else out).append(held.envelope)
                 del self._held[key]

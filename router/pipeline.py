@@ -1,7 +1,6 @@
 """The one ordered list that every message passes, in both directions."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import TypeAlias
 
 from router.envelope import Envelope
@@ -43,7 +42,7 @@ class Pipeline:
 
         forward: Forward = end
         for layer in self._layers:
-            forward = partial(layer, forward=forward)
+            forward = _around(layer, forward)
         try:
             await forward(envelope)
         except Refused as refusal:
@@ -57,3 +56,10 @@ class Pipeline:
             raise
         if not arrived:
             self._report(envelope, HELD)
+
+
+def _around(layer: Middleware, forward: Forward) -> Forward:
+    def run(envelope: Envelope) -> Awaitable[None]:
+        return layer(envelope, forward)
+
+    return run

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from router.errors import CloseCode, clip_reason
-from router.hub import Port
 
 __all__ = ["AsgiPort", "DirectPort", "Transport", "port_for"]
 
@@ -32,12 +31,17 @@ class Transport(Protocol):
 class DirectPort:
     """Writes whole frames to the transport. One Python call a recipient; the rest is the kernel's."""
 
-    __slots__ = ("_transport", "write")
+    __slots__ = ("_transport", "_write")
     framed = True
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self.write = transport.start()
+        self._write = transport.start()
+
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """The transport's own bound method: nothing of ours runs for each recipient."""
+        return self._write
 
     def backlog(self) -> int:
         return self._transport.backlog()
@@ -132,7 +136,3 @@ def port_for(scope: Mapping[str, Any], send: Callable[[Any], Awaitable[None]]) -
     """The best way out that this connection's server offers."""
     transport = (scope.get("extensions") or {}).get(EXTENSION)
     return AsgiPort(send) if transport is None else DirectPort(transport)
-
-
-_: type[Port] = DirectPort  # both keep the hub's contract; the type checker compares them here
-__: type[Port] = AsgiPort

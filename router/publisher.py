@@ -34,11 +34,19 @@ class Publisher:
     """
 
     def __init__(
-        self, url: str, token: str, *, timeout: float = 10.0, tries: int = 3, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout: float = 10.0,
+        tries: int = 3,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """`timeout`: seconds for one try; `tries`: how often a publish is tried while the router is away."""
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"Publisher needs the router's address as http:// or https://, not {url.partition('://')[0]}://")
+            raise ValueError(
+                f"Publisher needs the router's address as http:// or https://, not {url.partition('://')[0]}://"
+            )
         self._tries = max(1, tries)
         self._client = httpx.AsyncClient(
             base_url=url, timeout=timeout, transport=transport, headers={"Authorization": f"Bearer {token}"}

@@ -83,5 +83,7 @@ class Session:
         """The position that frames of `topic` may not pass because something before it is unacknowledged."""
         if not self.unacknowledged:
             return None
-        firsts = [w.envelope.first - 1 for w in self.unacknowledged.values() if w.envelope.topic == topic and w.envelope.first]
+        firsts = [
+            w.envelope.first - 1 for w in self.unacknowledged.values() if w.envelope.topic == topic and w.envelope.first
+        ]
         return min(firsts, default=None)

@@ -20,7 +20,9 @@ from router.settings import Settings
 KEY = "a-secret-for-tests-that-is-long-enough"
 
 
-def make_token(user: str = "ada", project: str = "p1", grants: tuple[str, ...] = ("view", "chat", "edit"), **claims: Any) -> str:
+def make_token(
+    user: str = "ada", project: str = "p1", grants: tuple[str, ...] = ("view", "chat", "edit"), **claims: Any
+) -> str:
     now = int(time.time())
     payload = {"sub": user, "iat": now, "exp": now + 600, "projects": {project: list(grants)}, **claims}
     return jwt.encode({name: value for name, value in payload.items() if value is not None}, KEY)
@@ -71,14 +73,22 @@ class Node:
 
     @asynccontextmanager
     async def client(
-        self, project: str = "p1", *, plain: bool = False, token: str | None = None, since: str | None = None, **options: Any
+        self,
+        project: str = "p1",
+        *,
+        plain: bool = False,
+        token: str | None = None,
+        since: str | None = None,
+        **options: Any,
     ) -> AsyncIterator[Client]:
         """A connected client; one that speaks router.v1 has read its `welcome`, which is `client.welcome`."""
         query = "" if since is None else f"?since={since}"
         headers = {"Authorization": f"Bearer {token or make_token(project=project)}"}
         protocols: Any = None if plain else ["router.v1"]
         url = f"ws://127.0.0.1:{self.port}/ws/project/{project}{query}"
-        async with connect(url, additional_headers=headers, subprotocols=protocols, compression=None, **options) as found:
+        async with connect(
+            url, additional_headers=headers, subprotocols=protocols, compression=None, **options
+        ) as found:
             client = Client(found)
             if not plain:
                 client.welcome = await client.frame()
@@ -94,10 +104,14 @@ class Node:
                 return
             await asyncio.sleep(0)
 
-    async def publish(self, *events: dict[str, Any], project: str = "p1", path: str | None = None, **headers: str) -> list[int]:
+    async def publish(
+        self, *events: dict[str, Any], project: str = "p1", path: str | None = None, **headers: str
+    ) -> list[int]:
         """Publish over HTTP as a backend does."""
         token = make_token("backend", "*", ("publish",))
-        async with httpx.AsyncClient(base_url=self.url, headers={"Authorization": f"Bearer {token}", **headers}) as http:
+        async with httpx.AsyncClient(
+            base_url=self.url, headers={"Authorization": f"Bearer {token}", **headers}
+        ) as http:
             body = json.dumps(events[0] if len(events) == 1 else list(events))
             response = await http.post(path or f"/projects/{project}/events", content=body)
             assert response.status_code == 202, response.text

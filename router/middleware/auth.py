@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import jwt
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from jwt.algorithms import get_default_algorithms
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -122,7 +123,7 @@ def _load_key(key: str, algorithms: tuple[str, ...]) -> Any:
     """The key as an object, so that no connect pays for parsing it. `@file` reads it from a file."""
     if not algorithms:
         raise SetupError("`jwt_algorithms` (ROUTER_JWT_ALGORITHMS) is empty; name at least one, for example HS256")
-    unknown = sorted(set(algorithms) - {"none"} - set(jwt.algorithms.get_default_algorithms()))
+    unknown = sorted(set(algorithms) - {"none"} - set(get_default_algorithms()))
     if "none" in algorithms or unknown:
         bad = "none" if "none" in algorithms else unknown[0]
         raise SetupError(f"`jwt_algorithms` (ROUTER_JWT_ALGORITHMS) names `{bad}`, which cannot be used")
@@ -142,7 +143,9 @@ def _load_key(key: str, algorithms: tuple[str, ...]) -> Any:
         except ValueError:
             raise SetupError("`jwt_key` (ROUTER_JWT_KEY) is no public key in PEM form") from None
     if len(key.encode()) < MIN_SECRET:
-        raise SetupError(f"`jwt_key` (ROUTER_JWT_KEY) is shorter than {MIN_SECRET} bytes; make one: openssl rand -hex 32")
+        raise SetupError(
+            f"`jwt_key` (ROUTER_JWT_KEY) is shorter than {MIN_SECRET} bytes; make one: openssl rand -hex 32"
+        )
     return key
 
 

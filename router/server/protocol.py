@@ -16,8 +16,6 @@ from router.port import EXTENSION, HIGH_WATER
 __all__ = ["GatewayProtocol"]
 
 
-
-
 def _nothing(_: bool) -> None:
     """Stands in for a listener until there is one."""
 
@@ -37,7 +35,8 @@ class GatewayProtocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if self.handshake_initiated and not self.close_sent:
             self.heard_at = self.loop.time()
-            self.scope["extensions"][EXTENSION] = self  # type: ignore[index]  # the ASGI task has not started yet
+            scope: Any = self.scope
+            scope["extensions"][EXTENSION] = self  # the ASGI task has not started yet
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = self.loop.time()

@@ -25,14 +25,16 @@ def listen(host: str, port: int) -> socket.socket:
         server.bind((host, port))
     except OSError as error:
         server.close()
-        raise SetupError(f"cannot listen on {host}:{port}: {error.strerror}; set another `port` (ROUTER_PORT)") from None
+        raise SetupError(
+            f"cannot listen on {host}:{port}: {error.strerror}; set another `port` (ROUTER_PORT)"
+        ) from None
     server.listen(4096)
     server.set_inheritable(True)
     return server
 
 
 def config(app: Any, *, max_message: int, drain: float, log_level: str = "INFO") -> uvicorn.Config:
-    """uvicorn's settings for a node: our protocol, no compression, no timers of its own for each connection."""
+    """Uvicorn's settings for a node: our protocol, no compression, no timers of its own for each connection."""
     return uvicorn.Config(
         app,
         ws="router.server.protocol:GatewayProtocol",

@@ -13,8 +13,18 @@ SPECIFIED = [
         "result": {"row_count": 1500, "columns": ["id", "name", "value"]},
         "timestamp": "2024-10-21T10:01:23Z",
     },
-    {"type": "step_error", "step_id": "step_124", "error": "Database connection failed", "timestamp": "2024-10-21T10:00:45Z"},
-    {"type": "chat_message", "role": "user", "content": "Show me top customers by revenue", "timestamp": "2024-10-21T10:00:00Z"},
+    {
+        "type": "step_error",
+        "step_id": "step_124",
+        "error": "Database connection failed",
+        "timestamp": "2024-10-21T10:00:45Z",
+    },
+    {
+        "type": "chat_message",
+        "role": "user",
+        "content": "Show me top customers by revenue",
+        "timestamp": "2024-10-21T10:00:00Z",
+    },
     {"type": "chat_response_chunk", "content": "Here are ", "is_complete": False},
     {"type": "chat_response_chunk", "content": "the top customers...", "is_complete": True},
     {
@@ -135,7 +145,9 @@ async def test_a_page_just_loaded_asks_for_everything_and_sees_the_text_so_far(n
 
 async def test_a_critical_event_is_sent_again_until_it_is_acknowledged():
     async with run_node(ack_after=0.05) as node, node.client() as client:
-        await node.publish({"type": "step_completed", "step_id": "s", "result": {}, "requires_ack": True, "message_id": "m7"})
+        await node.publish(
+            {"type": "step_completed", "step_id": "s", "result": {}, "requires_ack": True, "message_id": "m7"}
+        )
         first = await client.event("step_completed")
         assert (first["message_id"], first["requires_ack"], first["pos"]) == ("m7", True, 0)
         again = await client.event("step_completed")

@@ -1,0 +1,208 @@
+"""Brings a session to where its topics stand: when it connects, when it comes back, when it fell behind."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Protocol, TypeAlias
+
+from msgspec.structs import replace
+
+from router import wire
+from router.brokers.base import Broker, Position
+from router.envelope import Envelope
+from router.errors import Disconnect, Refused
+from router.hub import Hub, Port
+from router.lane import Lanes
+from router.pacing import Fault, conflate
+from router.session import Bookmark, Session
+
+__all__ = ["Holding", "Recovery", "Since"]
+
+Since: TypeAlias = Mapping[str, tuple[str, Bookmark]]
+"""For each topic that a client resumes: the epoch it knows and what it has. Epoch "" asks for all there is."""
+
+CATCH_UP_BYTES = 256 * 1024
+"""What is written to a client that catches up before looking whether it reads."""
+
+
+class Holding(Protocol):
+    """Whoever holds outbound events back, and can say which."""
+
+    def holds(self, envelope: Envelope) -> bool: ...
+    def held_since(self, topic: str) -> int | None: ...
+
+
+class Recovery:
+    """Catching up is the same code for everybody: the missed stretch of history, merged, through the same pipeline.
+
+    A session joins a room in the topic's own turn, so nothing is delivered in between: what is numbered up to `seen`
+    is history, what comes after arrives live, what is held back comes with the room's next flush.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        broker: Broker,
+        lanes: Lanes,
+        holding: Holding,
+        outbound: Callable[[Envelope], Awaitable[None]],
+        fault: Fault,
+    ) -> None:
+        self._hub = hub
+        self._broker = broker
+        self._lanes = lanes
+        self._holding = holding
+        self._outbound = outbound
+        self._fault = fault
+        self._seen: dict[str, int] = {}
+        self._listeners: dict[str, int] = {}
+
+    def passed(self, envelope: Envelope) -> None:
+        """`envelope` went through the outbound leg: it is history for whoever joins from now on."""
+        if envelope.seq and envelope.topic in self._seen:
+            self._seen[envelope.topic] = envelope.seq
+
+    async def open(self, session: Session, since: Since | None, ping_every: float, expires_in: float | None) -> bool:
+        """See `Router.open`."""
+        places: list[wire.Place] = []
+        lost: list[tuple[str, wire.Place, str]] = []
+        recovered = False
+        for topic in session.topics:
+            position = await self._listen(topic)
+            asked = None if since is None else since.get(topic)
+            session.bookmarks[topic] = Bookmark(position.seq)  # `close` undoes what this says was begun
+            session.bookmarks[topic], reason = await self._bookmark(topic, position, asked)
+            places.append(wire.Place(position.epoch, session.bookmarks[topic].pos))
+            if reason is not None:
+                lost.append((topic, places[-1], reason))
+            elif asked is not None and topic == session.topics[0]:
+                recovered = True
+        if not session.plain:
+            self._hub.say(
+                session,
+                wire.encode(
+                    wire.Welcome(
+                        session_id=session.id,
+                        epoch=places[0].epoch,
+                        pos=places[0].pos,
+                        user=places[1],
+                        all=places[2],
+                        recovered=recovered,
+                        expires_in=expires_in,
+                        ping_every=ping_every,
+                    )
+                ),
+            )
+            for topic, place, reason in lost:
+                self._resync(session, topic, place, reason)
+        for topic in session.topics:
+            await self._lanes.run(topic, partial(self._enter, session, topic))
+        return recovered
+
+    async def close(self, session: Session) -> None:
+        """Undo what `open` began."""
+        for topic in session.bookmarks:
+            self._listeners[topic] -= 1
+            if not self._listeners[topic]:
+                del self._listeners[topic], self._seen[topic]
+            await self._broker.unsubscribe(topic)
+
+    def resume(self, session: Session) -> None:
+        """A slow `session` reads again: bring it up to date and back into its rooms."""
+        if self._hub.slow.pop(session, None) is not None:
+            for topic in session.topics:
+                self._lanes.put(topic, partial(self._enter, session, topic))
+
+    def _resync(self, session: Session, topic: str, place: wire.Place, reason: str) -> None:
+        label = wire.topic_label(topic)
+        self._hub.say(session, wire.encode(wire.Resync(epoch=place.epoch, pos=place.pos, reason=reason, topic=label)))
+
+    async def _listen(self, topic: str) -> Position:
+        position = await self._broker.subscribe(topic)
+        self._listeners[topic] = self._listeners.get(topic, 0) + 1
+        self._seen.setdefault(topic, position.seq)
+        return position
+
+    async def _bookmark(
+        self, topic: str, position: Position, asked: tuple[str, Bookmark] | None
+    ) -> tuple[Bookmark, str | None]:
+        """From where a session goes on, and why that is not from where it asked to, if it is not."""
+        here = await self._present(topic, position)
+        if asked is None:
+            return here, None
+        epoch, bookmark = asked
+        if not epoch:
+            history = await self._broker.history(topic, 0)
+            first = history.envelopes[0].first - 1 if history.envelopes else position.seq
+            return Bookmark(first), None
+        if epoch != position.epoch:
+            return here, "the numbering has started anew"
+        if bookmark.pos > position.seq:
+            return here, "the position is ahead of the topic"
+        if not (await self._broker.history(topic, bookmark.pos)).complete:
+            return here, "history does not reach back that far"
+        return bookmark, None
+
+    async def _present(self, topic: str, position: Position) -> Bookmark:
+        """What somebody has who wants only what is new: all but what is held back at the moment."""
+        held_since = self._holding.held_since(topic)
+        if held_since is None or held_since > position.seq:
+            return Bookmark(position.seq)
+        recent = (await self._broker.history(topic, held_since - 1)).envelopes
+        sent = (e.seq for e in recent if e.seq <= position.seq and not self._holding.holds(e))
+        return Bookmark(held_since - 1, frozenset(sent))
+
+    async def _enter(self, session: Session, topic: str) -> None:
+        """Write what `session` missed of `topic`, then put it into the room. Runs in the topic's turn, so that
+        nothing is delivered in between: what is numbered up to `seen` is history, what comes after arrives live.
+        """
+        await self._hub.flush(topic)
+        port = self._hub.port(session)
+        if port is None or session in self._hub.slow:
+            return
+        bookmark, seen = session.bookmarks[topic], self._seen[topic]
+        held_since = self._holding.held_since(topic)
+        arrived = Bookmark(seen)
+        if bookmark.pos < seen:
+            history = await self._broker.history(topic, bookmark.pos)
+            missed = [e for e in history.envelopes if e.seq <= seen and not self._holding.holds(e)]
+            if held_since is not None:
+                has = {e.seq for e in missed if e.seq >= held_since}
+                arrived = Bookmark(held_since - 1, frozenset(has))
+            if not history.complete:
+                here = wire.Place(history.top.epoch, arrived.pos)
+                self._resync(session, topic, here, "history does not reach back that far")
+            elif not await self._catch_up(session, port, topic, missed, arrived.pos):
+                return
+        self._hub.join(session, topic, arrived)
+
+    async def _catch_up(self, session: Session, port: Port, topic: str, missed: Sequence[Envelope], floor: int) -> bool:
+        """Write what was missed, merged, in slices. Returns False when the client stopped reading on the way."""
+        bookmark = session.bookmarks[topic]
+        found = self._hub.collect(session)
+        try:
+            for envelope in conflate(missed, bookmark.known, self._fault):
+                narrowed = envelope.narrowed(only=frozenset({session.id}))
+                try:
+                    await self._outbound(replace(narrowed, replay=True))
+                except (Refused, Disconnect):
+                    continue  # reported by the pipeline
+        finally:
+            self._hub.collected(session)
+        known = set(bookmark.known)
+        while found:
+            part = [found.pop(0)]
+            size = len(wire.body(part[0]))
+            while found and (size := size + len(wire.body(found[0]))) <= CATCH_UP_BYTES:
+                part.append(found.pop(0))
+            self._hub.send(session, part, floor)
+            known.update(envelope.seq for envelope in part)
+            pos = max(bookmark.pos, wire.position(part[-1], floor))
+            bookmark = Bookmark(pos, frozenset(seq for seq in known if seq > pos))
+            session.bookmarks[topic] = bookmark
+            if found and port.backlog() > CATCH_UP_BYTES:
+                await asyncio.sleep(0)  # let the transport send before judging the client by its backlog
+                if port.backlog() > CATCH_UP_BYTES // 2:
+                    self._hub.pause(session)
+                    return False
+        return True

@@ -1,0 +1,146 @@
+"""What people see: the demo page of `router dev` in a real Chromium."""
+
+import json
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.journeys.chromium import Browser, Page, find_chromium
+
+pytestmark = pytest.mark.browser
+
+ADA = "[data-viewer=ada]"
+GRACE = "[data-viewer=grace]"
+BOTH = (ADA, GRACE)
+
+RUN = 30.0
+"""Seconds that the scripted run may take."""
+
+
+@pytest.fixture
+async def page(dev_server: str) -> AsyncIterator[Page]:
+    """The demo page, with both viewers connected."""
+    binary = find_chromium()
+    if binary is None:
+        missing = "there is no Chromium on this machine, so the browser journeys are NOT tested"
+        if os.environ.get("ROUTER_TEST_NO_SKIP"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    async with Browser(binary) as browser, browser.page(dev_server) as page:
+        for viewer in BOTH:
+            await page.until(exists(f"{viewer} [data-state=open]"))
+        yield page
+
+
+def exists(selector: str) -> str:
+    return f"document.querySelector({json.dumps(selector)}) !== null"
+
+
+def texts(selector: str) -> str:
+    return f"[...document.querySelectorAll({json.dumps(selector)})].map(found => found.textContent)"
+
+
+async def publish(page: Page, event: dict[str, object]) -> str:
+    """Publish through the page's form. Returns what it shows as the answer."""
+    await page.evaluate("document.querySelector('[data-publish-answer]').textContent = ''")
+    await page.type("[data-publish-event]", json.dumps(event))
+    await page.click("[data-publish-button]")
+    answer = await page.until("document.querySelector('[data-publish-answer]').textContent")
+    assert isinstance(answer, str)
+    return answer
+
+
+async def test_two_people_see_a_run_at_once_and_each_other(page: Page) -> None:
+    await page.click("[data-run]")
+    for viewer in BOTH:
+        await page.until(exists(f"{viewer} [data-step=s1][data-status=running]"))
+        await page.until(exists(f"{viewer} [data-answer=streaming]"), RUN)
+    for viewer in BOTH:
+        await page.until(exists(f"{viewer} [data-step=s1][data-status=completed]"), RUN)
+        await page.until(exists(f"{viewer} [data-answer=complete]"), RUN)
+        await page.until(exists(f"{viewer} [data-toast=success]"), RUN)
+        for person in ("ada", "grace"):
+            await page.until(exists(f"{viewer} [data-person={person}]"))
+    for part in ("[data-answer]", "[data-step] b", "[data-step] .note"):
+        ada, grace = [await page.evaluate(texts(f"{viewer} {part}")) for viewer in BOTH]
+        assert ada == grace != [], part
+
+
+async def test_what_one_says_the_other_reads_with_the_name(page: Page) -> None:
+    await page.type(f"{GRACE} [data-say] input", "Which step failed?")
+    await page.click(f"{GRACE} [data-say] button")
+    for viewer in BOTH:
+        await page.until(exists(f"{viewer} [data-message=grace]"))
+        assert await page.evaluate(texts(f"{viewer} [data-message]")) == ["Which step failed?"]
+
+
+async def test_what_is_published_through_the_form_arrives_and_what_is_wrong_is_said(page: Page) -> None:
+    answer = await publish(page, {"type": "step_progress", "step_id": "by-hand", "progress": 0.45})
+    assert answer.startswith("202 · seq ")
+    for viewer in BOTH:
+        await page.until(exists(f"{viewer} [data-step=by-hand][data-status=running]"))
+        assert await page.evaluate(texts(f"{viewer} [data-step=by-hand] .percent")) == ["45 %"]
+    answer = await publish(page, {"type": "step_progress", "step_id": "by-hand", "progress": 45})
+    assert answer.startswith("400 ")
+    assert "$.progress" in answer
+    # Chromium lists a 400 among the page's errors; this one was meant.
+    page.problems[:] = [problem for problem in page.problems if "400" not in problem]
+
+
+async def test_markup_in_data_stays_text(page: Page) -> None:
+    evil = "<img src=x onerror='document.title = \"owned\"'>"
+    await publish(page, {"type": "chat_message", "role": "user", "content": evil, "user_id": evil})
+    await publish(page, {"type": "step_error", "step_id": "s9", "error": evil})
+    await publish(page, {"type": "notification", "level": "info", "title": evil, "message": evil})
+    for viewer in BOTH:
+        await page.until(exists(f"{viewer} [data-toast=info]"))
+    assert evil in await page.evaluate(texts(f"{ADA} [data-message]"))
+    assert await page.evaluate("document.images.length") == 0
+    assert "owned" not in await page.evaluate("document.title")
+
+
+async def test_a_dropped_viewer_comes_back_and_has_missed_nothing(page: Page) -> None:
+    await page.click("[data-run]")
+    await page.until(exists(f"{GRACE} [data-step=s1][data-status=running]"))
+    await page.click(f"{GRACE} [data-drop]")
+    await page.until(exists(f"{GRACE} [data-state=waiting]"))
+    await page.type(f"{GRACE} [data-say] input", "said while away")
+    await page.click(f"{GRACE} [data-say] button")
+    await publish(page, {"type": "chat_message", "role": "user", "content": "missed", "user_id": "ada"})
+    await page.until(exists(f"{ADA} [data-message=ada]"))
+    await page.until(exists(f"{ADA} [data-step=s1][data-status=completed]"), RUN)
+    assert not await page.evaluate(exists(f"{GRACE} [data-message]"))
+    await page.click(f"{GRACE} [data-drop]")
+    await page.until(exists(f"{GRACE} [data-state=open]"))
+    # Dropped again in the middle of the answer: no piece of it may be lost or come twice.
+    await page.until(exists(f"{GRACE} [data-answer=streaming]"), RUN)
+    await page.click(f"{GRACE} [data-drop]")
+    await page.until(exists(f"{ADA} [data-toast=success]"), RUN)
+    await page.click(f"{GRACE} [data-drop]")
+    await page.until(exists(f"{GRACE} [data-toast=success]"))
+    for part in ("[data-answer]", "[data-message]", "[data-step] b", "[data-step] .note"):
+        ada, grace = [await page.evaluate(texts(f"{viewer} {part}")) for viewer in BOTH]
+        assert ada == grace != [], part
+    assert "missed" in await page.evaluate(texts(f"{GRACE} [data-message]"))
+    assert "said while away" in await page.evaluate(texts(f"{ADA} [data-message=grace]"))
+    assert not await page.evaluate(exists("[data-toast=warning], [data-toast=alert]"))
+
+
+async def test_a_page_that_is_loaded_later_shows_what_went_before(page: Page) -> None:
+    await page.click("[data-run]")
+    await page.until(exists(f"{ADA} [data-toast=success]"), RUN)
+    before = [await page.evaluate(texts(f"{ADA} {part}")) for part in ("[data-answer]", "[data-step] .note")]
+    await page.call("Page.reload")
+    await page.until(exists(f"{ADA} [data-answer=complete]"))
+    after = [await page.evaluate(texts(f"{ADA} {part}")) for part in ("[data-answer]", "[data-step] .note")]
+    assert after == before
+
+
+async def test_it_can_be_read_on_a_phone(page: Page) -> None:
+    await page.click("[data-run]")
+    await page.until(exists(f"{ADA} [data-answer=streaming]"), RUN)
+    screen = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+    await page.call("Emulation.setDeviceMetricsOverride", **screen)
+    await page.until("innerWidth === 360")
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 360
