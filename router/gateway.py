@@ -292,5 +292,6 @@ def parse_since(value: str | None, topics: Sequence[str]) -> dict[str, tuple[str
             since[topic] = ("?", Bookmark(0))
             continue
         epoch, pos, known = found.groups()
-        since[topic] = (epoch, Bookmark(int(pos), frozenset(map(int, known.split("."))) if known else frozenset()))
+        beyond = frozenset(map(int, known.split("."))) if known else frozenset()
+        since[topic] = (epoch, Bookmark(int(pos), beyond, claimed=True))
     return since

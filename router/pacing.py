@@ -210,13 +210,17 @@ class Window:
 
 
 def conflate(
-    envelopes: Iterable[Envelope], known: frozenset[int] = frozenset(), fault: Fault | None = None
+    envelopes: Iterable[Envelope],
+    known: frozenset[int] = frozenset(),
+    *,
+    repeat_critical: bool = False,
+    fault: Fault | None = None,
 ) -> list[Envelope]:
     """Merge a stretch of history the way a window would have, had it been open all that time.
 
     So a hundred progress events become one and the pieces of an answer become the text so far. `known` are numbers
     in the stretch that the receiver has; what it has of a key it has from the beginning, so everything of that key
-    up to there is left out. A critical event is repeated all the same: its acknowledgement may have been lost.
+    up to there is left out. `repeat_critical`: but not critical events, whose acknowledgements may have been lost.
     """
     envelopes = list(envelopes)
     covered: dict[tuple[type[Event], Subject, Audience], int] = {}
@@ -226,7 +230,11 @@ def conflate(
     window = Window(float("inf"), leading=False, fault=fault)
     out = []
     for envelope in envelopes:
-        has_it = bool(covered) and envelope.seq <= covered.get(_key(envelope), 0) and not envelope.requires_ack
+        has_it = (
+            bool(covered)
+            and envelope.seq <= covered.get(_key(envelope), 0)
+            and not (repeat_critical and envelope.requires_ack)
+        )
         if has_it and not isinstance(envelope.policy.deliver, Now):
             continue
         released, _ = window.offer(envelope, 0.0)

@@ -72,7 +72,7 @@ class Recovery:
             asked = None if since is None else since.get(topic)
             session.bookmarks[topic] = Bookmark(position.seq)  # `close` undoes what this says was begun
             session.bookmarks[topic], reason = await self._bookmark(topic, position, asked)
-            places.append(wire.Place(position.epoch, session.bookmarks[topic].pos))
+            places.append(_place(position.epoch, session.bookmarks[topic]))
             if reason is not None:
                 lost.append((topic, places[-1], reason))
             elif asked is not None and topic == session.topics[0]:
@@ -85,6 +85,7 @@ class Recovery:
                         session_id=session.id,
                         epoch=places[0].epoch,
                         pos=places[0].pos,
+                        known=places[0].known,
                         user=places[1],
                         all=places[2],
                         recovered=recovered,
@@ -115,7 +116,8 @@ class Recovery:
 
     def _resync(self, session: Session, topic: str, place: wire.Place, reason: str) -> None:
         label = wire.topic_label(topic)
-        self._hub.say(session, wire.encode(wire.Resync(epoch=place.epoch, pos=place.pos, reason=reason, topic=label)))
+        frame = wire.Resync(epoch=place.epoch, pos=place.pos, known=place.known, reason=reason, topic=label)
+        self._hub.say(session, wire.encode(frame))
 
     async def _listen(self, topic: str) -> Position:
         position = await self._broker.subscribe(topic)
@@ -170,7 +172,7 @@ class Recovery:
                 has = {e.seq for e in missed if e.seq >= held_since}
                 arrived = Bookmark(held_since - 1, frozenset(has))
             if not history.complete:
-                here = wire.Place(history.top.epoch, arrived.pos)
+                here = _place(history.top.epoch, arrived)
                 self._resync(session, topic, here, "history does not reach back that far")
             elif not await self._catch_up(session, port, topic, missed, arrived.pos):
                 return
@@ -181,7 +183,7 @@ class Recovery:
         bookmark = session.bookmarks[topic]
         found = self._hub.collect(session)
         try:
-            for envelope in conflate(missed, bookmark.known, self._fault):
+            for envelope in conflate(missed, bookmark.known, repeat_critical=bookmark.claimed, fault=self._fault):
                 narrowed = envelope.narrowed(only=frozenset({session.id}))
                 try:
                     await self._outbound(replace(narrowed, replay=True))
@@ -206,3 +208,7 @@ class Recovery:
                     self._hub.pause(session)
                     return False
         return True
+
+
+def _place(epoch: str, bookmark: Bookmark) -> wire.Place:
+    return wire.Place(epoch, bookmark.pos, tuple(sorted(bookmark.known)))

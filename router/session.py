@@ -22,6 +22,8 @@ class Bookmark(Struct, frozen=True):
 
     pos: int
     known: frozenset[int] = frozenset()
+    claimed: bool = False
+    """It is the client's own word, from an earlier connection whose acknowledgements may have been lost."""
 
 
 class Session:

@@ -45,19 +45,23 @@ class Frame(Struct, frozen=True, tag_field="type", omit_defaults=True, kw_only=T
     """A frame that is not an event."""
 
 
-class Place(Struct, frozen=True):
-    """A position in a topic's numbering."""
+class Place(Struct, frozen=True, omit_defaults=True):
+    """A position in a topic's numbering. `known`: numbers beyond it that count as received, while one before them
+    is held back.
+    """
 
     epoch: str
     pos: int
+    known: tuple[int, ...] = ()
 
 
-class Welcome(Frame, frozen=True, tag="welcome"):
+class Welcome(Frame, frozen=True, kw_only=True, tag="welcome"):
     """The first frame: who you are here, and from where events follow."""
 
     session_id: str
     epoch: str
     pos: int
+    known: tuple[int, ...] = ()
     user: Place
     all: Place
     recovered: bool
@@ -65,11 +69,12 @@ class Welcome(Frame, frozen=True, tag="welcome"):
     ping_every: float
 
 
-class Resync(Frame, frozen=True, tag="resync"):
+class Resync(Frame, frozen=True, kw_only=True, tag="resync"):
     """Continuity is lost: reload the state, then go on from `pos`."""
 
     epoch: str
     pos: int
+    known: tuple[int, ...] = ()
     reason: str
     topic: str | None = None
 

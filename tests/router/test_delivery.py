@@ -5,12 +5,14 @@ delivery kinds, time that passes or not, clients that join late, stop reading, l
 """
 
 import asyncio
+import copy
 import heapq
 import json
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -30,6 +32,11 @@ class Progress(Event, frozen=True, tag="progress"):
 
 
 class Completed(Event, frozen=True, tag="completed"):
+    step: str
+    done: int
+
+
+class Restarted(Event, frozen=True, tag="restarted"):
     step: str
     done: int
 
@@ -55,6 +62,7 @@ def union(pending: Changed, new: Changed) -> Changed:
 PLUGINS = [
     Plugin(Progress, Policy(deliver=Latest(by=("step",)))),
     Plugin(Completed, Policy(deliver=Now(by=("step",)), settles=(Progress,))),
+    Plugin(Restarted, Policy(deliver=Now(by=("step",)))),
     Plugin(Said, Policy(deliver=Now())),
     Plugin(Piece, Policy(deliver=Append(by=("stream",), field="text", ends="last"))),
     Plugin(Changed, Policy(deliver=Merge(union))),
@@ -73,7 +81,7 @@ class State:
 
     def apply(self, event: dict[str, Any]) -> None:
         kind = event["type"]
-        if kind in ("progress", "completed"):
+        if kind in ("progress", "completed", "restarted"):
             before = self.steps.get(event["step"], ("", -1))[1]
             assert event["done"] >= before, "progress ran backwards"
             self.steps[event["step"]] = (kind, event["done"])
@@ -105,6 +113,8 @@ class Page:
         self.session: Session | None = None
         self.epoch, self.pos = "", 0
         self.known: set[int] = set()
+        self.ids: set[str] = set()
+        self.unacknowledged: set[str] = set()
         self.buffer: list[bytes] = []
         self.reading = True
         self.paused = False
@@ -140,6 +150,7 @@ class Page:
         self.frames.append((self.now(), frame))
         if kind == "welcome":
             self.epoch, self.pos = frame["epoch"], frame["pos"]
+            self.known = {*self.known, *frame.get("known", ())}
             self.known = {seq for seq in self.known if seq > self.pos}
         elif kind == "resync":
             raise AssertionError("nothing here reaches further back than history")
@@ -155,8 +166,15 @@ class Page:
     def take(self, event: dict[str, Any]) -> None:
         if not self.plain:
             if event["seq"] <= self.pos or event["seq"] in self.known:
+                self.unacknowledged.update({event.get("message_id")} - {None})
                 return
             self.known.add(event["seq"])
+        id_ = event.get("message_id")
+        if id_ is not None:
+            self.unacknowledged.add(id_)
+            if id_ in self.ids:
+                return
+            self.ids.add(id_)
         self.state.apply(event)
 
     def move(self, pos: int) -> None:
@@ -177,6 +195,7 @@ class Delivery(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.clock = Clock()
         self.timers: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        self.broken: list[BaseException] = []
         self.router = Router(
             Catalog([Found(plugin, "tests") for plugin in PLUGINS]),
             MemoryBroker(max_events=10**6, max_age=10**9, clock=self.clock),
@@ -190,8 +209,10 @@ class Delivery(RuleBasedStateMachine):
         self.count = 0
         self.pages: list[Page] = []
         self.away: list[Page] = []
-        for plain in (False, True):
-            self.arrive(Page(plain=plain), None)
+        self.reference = Page(plain=False)
+        """Always reads, and so has what the room has."""
+        self.arrive(self.reference, None)
+        self.arrive(Page(plain=True), None)
 
     def teardown(self) -> None:
         try:
@@ -210,8 +231,17 @@ class Delivery(RuleBasedStateMachine):
         self.loop.run_until_complete(all_of_it())
 
     def arrive(self, page: Page, since: str | None) -> None:
+        self.run(self.open(page, since))
+
+    async def open(self, page: Page, since: str | None) -> None:
         self.count += 1
-        session = Session(f"s{self.count}", Identity("ada", frozenset({"view"})), "p", plain=page.plain, topics=(PROJECT, USER, EVERYONE))
+        session = Session(
+            f"s{self.count}",
+            Identity("ada", frozenset({"view"})),
+            "p",
+            plain=page.plain,
+            topics=(PROJECT, USER, EVERYONE),
+        )
         page.session, page.buffer, page.reading, page.paused = session, [], True, False
         page.now = self.clock
 
@@ -223,10 +253,10 @@ class Delivery(RuleBasedStateMachine):
 
         page.on_writable = writable
         self.pages.append(page)
-        self.run(self.router.open(session, page, parse_since(since, session.topics), 30.0))
+        await self.router.open(session, page, parse_since(since, session.topics), 30.0)
 
     def publish(self, event: Event) -> None:
-        self.truth.apply(json.loads(json.dumps({"type": type(event).__struct_config__.tag, **_fields(event)})))
+        self.truth.apply(_told(event))
         self.count += 1
         self.run(self.router.publish(Audience(PROJECT), event))
 
@@ -240,9 +270,58 @@ class Delivery(RuleBasedStateMachine):
     def complete(self, step: str) -> None:
         self.publish(Completed(step=step, done=self.truth.steps.get(step, ("", -1))[1] + 1))
 
-    @rule()
-    def say(self) -> None:
-        self.publish(Said(number=len(self.truth.said)))
+    @rule(step=st.sampled_from("ab"))
+    def restart(self, step: str) -> None:
+        self.publish(Restarted(step=step, done=self.truth.steps.get(step, ("", -1))[1] + 1))
+
+    @rule(critical=st.booleans())
+    def say(self, critical: bool) -> None:
+        self.publish(Said(number=len(self.truth.said), requires_ack=critical))
+
+    @rule(words=st.integers(2, 6), step=st.sampled_from("ab"), plain=st.booleans(), since=st.sampled_from([None, "0"]))
+    def much_happens_while_somebody_opens_the_page(self, words: int, step: str, plain: bool, since: str | None) -> None:
+        if len(self.pages) >= 6:
+            return
+        done = self.truth.steps.get(step, ("", -1))[1]
+        events: list[Event] = [Said(number=len(self.truth.said) + i) for i in range(words)]
+        events += [Progress(step=step, done=done + 1 + i) for i in range(words)]
+        page = Page(plain=plain)
+
+        async def all_at_once() -> None:
+            half = len(events) // 2
+            for event in events[:half]:
+                await self.router.publish(Audience(PROJECT), event)
+            opening = asyncio.gather(self.open(page, since))
+            for event in events[half:]:
+                await asyncio.sleep(0)
+                await self.router.publish(Audience(PROJECT), event)
+            await opening
+
+        for event in events:
+            self.truth.apply(_told(event))
+        self.run(all_at_once())
+        if since is None:
+            # What it had not been there for; the rest must have come.
+            missing = len(self.truth.said) - len(page.state.said)
+            assert page.state.said == list(range(missing, len(self.truth.said)))
+            self.pages.remove(page)
+            assert page.session is not None
+            self.run(self.router.close(page.session))
+
+    @precondition(lambda self: len(self.pages) < 5)
+    @rule(plain=st.booleans())
+    def somebody_opens_the_page_with_the_state_from_elsewhere(self, plain: bool) -> None:
+        page = Page(plain=plain)
+        page.state = copy.deepcopy(self.reference.state)
+        self.arrive(page, None)
+
+    @rule(data=st.data())
+    def somebody_acknowledges(self, data: st.DataObject) -> None:
+        page = data.draw(st.sampled_from(self.pages))
+        assert page.session is not None
+        for id_ in page.unacknowledged:
+            self.run(self.router.receive(page.session, json.dumps({"type": "ack", "message_id": id_})))
+        page.unacknowledged.clear()
 
     @rule(stream=st.sampled_from("xy"), last=st.booleans())
     def stream(self, stream: str, last: bool) -> None:
@@ -267,7 +346,7 @@ class Delivery(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def somebody_stops_reading(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.pages)).reading = False
+        data.draw(st.sampled_from([page for page in self.pages if page is not self.reference])).reading = False
 
     @rule(data=st.data())
     def somebody_reads_again(self, data: st.DataObject) -> None:
@@ -282,10 +361,10 @@ class Delivery(RuleBasedStateMachine):
             page.paused = False
             self.run(self._fire(page.on_writable, (True,)))
 
-    @precondition(lambda self: any(not page.plain for page in self.pages))
+    @precondition(lambda self: any(not p.plain and p is not self.reference for p in self.pages))
     @rule(data=st.data(), arrived=st.integers(0, 3))
     def a_connection_is_lost(self, data: st.DataObject, arrived: int) -> None:
-        page = data.draw(st.sampled_from([page for page in self.pages if not page.plain]))
+        page = data.draw(st.sampled_from([p for p in self.pages if not p.plain and p is not self.reference]))
         for part in page.buffer[:arrived]:
             page.read(part)
         page.buffer = []
@@ -321,13 +400,19 @@ class Delivery(RuleBasedStateMachine):
             self.read_on(page)
         self.time_passes(10.0)
         for page in self.pages:
+            assert page.session is not None
+            for id_ in page.unacknowledged:
+                self.run(self.router.receive(page.session, json.dumps({"type": "ack", "message_id": id_})))
+        self.publish(Completed(step="a", done=10**6))
+        for page in self.pages:
             assert page.state == self.truth, "plain" if page.plain else "router.v1"
             if not page.plain:
                 assert page.pos == self.router.broker._topics[PROJECT].seq, "the position did not come home"
 
 
-def _fields(event: Event) -> dict[str, Any]:
-    return {name: getattr(event, name) for name in event.__struct_fields__}
+def _told(event: Event) -> dict[str, Any]:
+    """The event as a page is told of it."""
+    return json.loads(msgspec.json.encode(event))
 
 
 Delivery.TestCase.settings = settings(
