@@ -25,7 +25,7 @@ def main() -> int:
     except Unfit as lack:
         print(f"CANNOT MEASURE HERE: {lack}", file=sys.stderr)
         return 1
-    bench = Bench(cores, pairs=2, seconds=0.7) if options.quick else Bench(cores, pairs=5, seconds=2.0)
+    bench = Bench(cores, pairs=2, seconds=0.7) if options.quick else Bench(cores, pairs=4, seconds=2.0)
     figures: list[Figure] = []
     broken: list[str] = []
     for name in options.only or SCENARIOS:

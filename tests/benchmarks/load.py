@@ -49,11 +49,15 @@ class Burst(Struct, frozen=True):
     kb_per_conn: float
     per_s: float
     """Deliveries a second."""
+    per_frame: float
+    """Deliveries in one frame: the router puts together what is due together."""
     sent_per_s: float
     server_us_per_handshake: float
     server_us_per_delivery: float
     server_cpu_frac: float
     """Of its core; below some 0.9 the server could have done more than it was given."""
+    client_cpu_frac: float
+    """Of the load's core. It never sleeps while it measures, so less than all of it means that others were there."""
     lat_us: Latency
     missing: int
     stalled_rounds: int

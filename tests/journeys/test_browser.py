@@ -1,5 +1,6 @@
 """What people see: the demo page of `router dev` in a real Chromium."""
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
@@ -28,13 +29,17 @@ async def page(dev_server: str) -> AsyncIterator[Page]:
             pytest.fail(missing)
         pytest.skip(missing)
     async with Browser(binary) as browser, browser.page(dev_server) as page:
-        for viewer in BOTH:
-            await page.until(exists(f"{viewer} [data-state=open]"))
+        await page.until(both("[data-state=open]"))
         yield page
 
 
 def exists(selector: str) -> str:
     return f"document.querySelector({json.dumps(selector)}) !== null"
+
+
+def both(selector: str) -> str:
+    """That both viewers show what `selector` finds, at the same moment."""
+    return " && ".join(exists(f"{viewer} {selector}") for viewer in BOTH)
 
 
 def texts(selector: str) -> str:
@@ -53,15 +58,13 @@ async def publish(page: Page, event: dict[str, object]) -> str:
 
 async def test_two_people_see_a_run_at_once_and_each_other(page: Page) -> None:
     await page.click("[data-run]")
-    for viewer in BOTH:
-        await page.until(exists(f"{viewer} [data-step=s1][data-status=running]"))
-        await page.until(exists(f"{viewer} [data-answer=streaming]"), RUN)
-    for viewer in BOTH:
-        await page.until(exists(f"{viewer} [data-step=s1][data-status=completed]"), RUN)
-        await page.until(exists(f"{viewer} [data-answer=complete]"), RUN)
-        await page.until(exists(f"{viewer} [data-toast=success]"), RUN)
-        for person in ("ada", "grace"):
-            await page.until(exists(f"{viewer} [data-person={person}]"))
+    await page.until(both("[data-step=s1][data-status=running]"))
+    await page.until(both("[data-step=s1][data-status=completed]"), RUN)
+    await page.until(both("[data-answer=streaming]"), RUN)
+    await page.until(both("[data-answer=complete]"), RUN)
+    await page.until(both("[data-toast=success]"), RUN)
+    for person in ("ada", "grace"):
+        await page.until(both(f"[data-person={person}]"))
     for part in ("[data-answer]", "[data-step] b", "[data-step] .note"):
         ada, grace = [await page.evaluate(texts(f"{viewer} {part}")) for viewer in BOTH]
         assert ada == grace != [], part
@@ -70,16 +73,16 @@ async def test_two_people_see_a_run_at_once_and_each_other(page: Page) -> None:
 async def test_what_one_says_the_other_reads_with_the_name(page: Page) -> None:
     await page.type(f"{GRACE} [data-say] input", "Which step failed?")
     await page.click(f"{GRACE} [data-say] button")
+    await page.until(both("[data-message=grace]"))
     for viewer in BOTH:
-        await page.until(exists(f"{viewer} [data-message=grace]"))
         assert await page.evaluate(texts(f"{viewer} [data-message]")) == ["Which step failed?"]
 
 
 async def test_what_is_published_through_the_form_arrives_and_what_is_wrong_is_said(page: Page) -> None:
     answer = await publish(page, {"type": "step_progress", "step_id": "by-hand", "progress": 0.45})
     assert answer.startswith("202 · seq ")
+    await page.until(both("[data-step=by-hand][data-status=running]"))
     for viewer in BOTH:
-        await page.until(exists(f"{viewer} [data-step=by-hand][data-status=running]"))
         assert await page.evaluate(texts(f"{viewer} [data-step=by-hand] .percent")) == ["45 %"]
     answer = await publish(page, {"type": "step_progress", "step_id": "by-hand", "progress": 45})
     assert answer.startswith("400 ")
@@ -93,8 +96,7 @@ async def test_markup_in_data_stays_text(page: Page) -> None:
     await publish(page, {"type": "chat_message", "role": "user", "content": evil, "user_id": evil})
     await publish(page, {"type": "step_error", "step_id": "s9", "error": evil})
     await publish(page, {"type": "notification", "level": "info", "title": evil, "message": evil})
-    for viewer in BOTH:
-        await page.until(exists(f"{viewer} [data-toast=info]"))
+    await page.until(both("[data-toast=info]"))
     assert evil in await page.evaluate(texts(f"{ADA} [data-message]"))
     assert await page.evaluate("document.images.length") == 0
     assert "owned" not in await page.evaluate("document.title")
@@ -125,6 +127,38 @@ async def test_a_dropped_viewer_comes_back_and_has_missed_nothing(page: Page) ->
     assert "missed" in await page.evaluate(texts(f"{GRACE} [data-message]"))
     assert "said while away" in await page.evaluate(texts(f"{ADA} [data-message=grace]"))
     assert not await page.evaluate(exists("[data-toast=warning], [data-toast=alert]"))
+
+
+ANSWER_WHILE_A_STEP_RUNS = """(async () => {
+    const { token } = await (await fetch("/demo/token?user=ada")).json();
+    const headers = { Authorization: `Bearer ${token}`, "Content-Type": "application/json" };
+    for (let n = 0; n < 100; n++) {
+        const body = JSON.stringify([
+            { type: "step_progress", step_id: "s1", progress: n / 100 },
+            { type: "chat_response_chunk", content: `${n} `, is_complete: n === 99 },
+        ]);
+        await fetch("/projects/demo/events", { method: "POST", headers, body });
+        await new Promise((done) => setTimeout(done, 30));
+    }
+})()"""
+
+
+async def test_an_answer_is_whole_after_many_drops_while_positions_lag_behind(page: Page) -> None:
+    """Progress that waits for its second holds positions back, so each return is asked what it has beyond."""
+    publishing = asyncio.create_task(page.evaluate(ANSWER_WHILE_A_STEP_RUNS))
+    await page.until(exists(f"{GRACE} [data-answer=streaming]"))
+    for _ in range(5):
+        await page.click(f"{GRACE} [data-drop]")
+        await page.until(exists(f"{GRACE} [data-state=waiting]"))
+        await page.click(f"{GRACE} [data-drop]")
+        await page.until(exists(f"{GRACE} [data-state=open]"))
+        await asyncio.sleep(0.2)
+    assert not publishing.done(), "the drops were to happen while the answer streamed"
+    await publishing
+    await page.until(both("[data-answer=complete]"))
+    whole = [" ".join(map(str, range(100))) + " "]
+    for viewer in BOTH:
+        assert await page.evaluate(texts(f"{viewer} [data-answer]")) == whole
 
 
 async def test_a_page_that_is_loaded_later_shows_what_went_before(page: Page) -> None:

@@ -278,8 +278,16 @@ class Delivery(RuleBasedStateMachine):
     def say(self, critical: bool) -> None:
         self.publish(Said(number=len(self.truth.said), requires_ack=critical))
 
-    @rule(words=st.integers(2, 6), step=st.sampled_from("ab"), plain=st.booleans(), since=st.sampled_from([None, "0"]))
-    def much_happens_while_somebody_opens_the_page(self, words: int, step: str, plain: bool, since: str | None) -> None:
+    @rule(
+        words=st.integers(2, 6),
+        step=st.sampled_from("ab"),
+        plain=st.booleans(),
+        since=st.sampled_from([None, "0"]),
+        pauses=st.integers(0, 3),
+    )
+    def much_happens_while_somebody_opens_the_page(
+        self, words: int, step: str, plain: bool, since: str | None, pauses: int
+    ) -> None:
         if len(self.pages) >= 6:
             return
         done = self.truth.steps.get(step, ("", -1))[1]
@@ -292,8 +300,9 @@ class Delivery(RuleBasedStateMachine):
             for event in events[:half]:
                 await self.router.publish(Audience(PROJECT), event)
             opening = asyncio.gather(self.open(page, since))
-            for event in events[half:]:
+            for _ in range(pauses):
                 await asyncio.sleep(0)
+            for event in events[half:]:
                 await self.router.publish(Audience(PROJECT), event)
             await opening
 
