@@ -77,7 +77,9 @@ class _Backend:
         await self._say(type="project_modified", user_id="ada", changes={"steps_added": ["s1", "s2", "s3"]})
         await asyncio.gather(self._step("s1", 2.0), self._step("s2", 3.0), self._step("s3", 4.0, fails=random() < 0.3))
         await self._answer()
-        await self._say(type="notification", level="success", title="Run finished", message="All steps are through.")
+        await self._say(
+            type="notification", level="success", title="Run finished", message="The answer is in the chat."
+        )
 
     async def _step(self, step: str, seconds: float, *, fails: bool = False) -> None:
         await self._say(type="step_started", step_id=step)

@@ -104,6 +104,8 @@ class Router:
         self._call_later = call_later
         self._recovery = Recovery(self.hub, broker, self._lanes, self._coalesce, self._outbound, self._merge_failed)
         self._bad: dict[str, TokenBucket] = {}
+        self.on_refresh: Callable[[Session], None] = lambda _: None
+        """Told of each session whose identity was refreshed."""
 
     async def start(self) -> None:
         """Connect the broker."""
@@ -292,6 +294,7 @@ class Router:
 
         self.hub.refile(session, change)
         self.auth.watch(session.id, fresh.expires_at)
+        self.on_refresh(session)
         self.hub.say(session, wire.encode(wire.TokenRefreshed(expires_in=self._remaining(fresh))))
 
     # -- sessions

@@ -355,8 +355,7 @@ def _view(
         if cohort.plain:
             texts = [wire.body(envelope) for envelope in chosen]
         elif len(chosen) == 1:
-            again = chosen[0].replay and chosen[0].requires_ack
-            texts = [wire.numbered(chosen[0], floor=floor, redelivered=again)]
+            texts = [wire.numbered(chosen[0], floor=floor)]
         else:
             texts = [wire.batch(chosen, floor)]
         view = views[key] = [b"".join(map(wire.text_frame, texts))] if cohort.framed else texts

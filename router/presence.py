@@ -27,7 +27,7 @@ PLUGINS = (Plugin(PresenceJoined, _SEEN_BY_VIEWERS), Plugin(PresenceLeft, _SEEN_
 
 
 class Person(Struct, frozen=True):
-    """Somebody who is here, and with how many connections."""
+    """Somebody who is here, and with how many connections: 0 within the grace, when they may be coming back."""
 
     user_id: str
     connections: int
@@ -50,7 +50,7 @@ class Presence:
 
     def people(self, project: str) -> list[Person]:
         """Who is here, by name."""
-        return [Person(user, count) for user, count in sorted(self._here.get(project, {}).items()) if count]
+        return [Person(user, count) for user, count in sorted(self._here.get(project, {}).items())]
 
     async def enter(self, project: str, user: str) -> None:
         """One more connection."""

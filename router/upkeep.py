@@ -50,6 +50,7 @@ class Upkeep:
         self._now = 0
         self._expiring: list[tuple[float, int, Session, bool]] = []
         self._count = 0
+        router.on_refresh = self.expect_expiry
 
     def add(self, session: Session, heard: Callable[[], float | None]) -> None:
         """Look after `session`. `heard` tells when bytes last came from it; None when that cannot be known."""

@@ -224,7 +224,7 @@ def numbered(envelope: Envelope, *, floor: int | None = None, redelivered: bool 
         added = b',"seq":%d' % envelope.seq if pos == envelope.seq else b',"seq":%d,"pos":%d' % (envelope.seq, pos)
     if label is not None:
         added += b',"topic":"%b"' % label.encode()
-    if redelivered:
+    if redelivered or (envelope.replay and envelope.requires_ack):
         added += b',"redelivered":true'
     return event[:-1] + added + b"}" if added else event
 

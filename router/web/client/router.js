@@ -312,7 +312,7 @@ export class RouterClient {
       case "batch":
         return this.#batch(frame);
       case "resync":
-        this.#place(frame.topic).reset(frame.epoch, frame.pos);
+        this.#place(frame.topic).reset(frame.epoch, frame.pos, frame.known);
         return this.#emit("resync", frame);
       case "token_expiring":
         return void this.#refreshToken();
@@ -336,9 +336,9 @@ export class RouterClient {
     this.#pingEvery = 1_000 * (frame.ping_every || 30);
     this.#tokenExpires(frame.expires_in);
     // Events follow from the positions in a welcome. Where that is our own, what we have above it still counts.
-    for (const [topic, { epoch, pos }] of Object.entries({ project: frame, user: frame.user, all: frame.all })) {
+    for (const [topic, { epoch, pos, known }] of Object.entries({ project: frame, user: frame.user, all: frame.all })) {
       const place = this.#place(topic);
-      if (place.epoch !== epoch || place.pos !== pos) place.reset(epoch, pos);
+      if (place.epoch !== epoch || place.pos !== pos) place.reset(epoch, pos, known);
     }
     this.#watch();
     this.#become("open");
