@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 from msgspec.structs import replace
 
-from router import Append, Context, Event, Plugin, Policy, timestamp
+from router import Append, Context, Event, Lapse, Plugin, Policy, timestamp
 
 
 class ChatMessage(Event, frozen=True, tag="chat_message"):
@@ -21,13 +21,14 @@ class ChatResponseChunk(Event, frozen=True, tag="chat_response_chunk"):
     """A piece of an answer that streams. Pieces may arrive joined; add each to what is there.
 
     `stream_id` tells which answer; without it there is one at a time. `index` counts pieces, from 0; a joined piece
-    has that of its last part.
+    has that of its last part. `reason` tells why an answer ended that its author did not end: `lost`.
     """
 
     content: str
     is_complete: bool
     stream_id: str | None = None
     index: int | None = None
+    reason: str | None = None
 
 
 async def say(message: ChatMessage, context: Context) -> None:
@@ -35,7 +36,16 @@ async def say(message: ChatMessage, context: Context) -> None:
     await context.publish(replace(message, role="user", user_id=context.sender.user))
 
 
+def lost(last: ChatResponseChunk) -> ChatResponseChunk:
+    """What ends an answer whose author is not heard of any more."""
+    return ChatResponseChunk(content="", is_complete=True, stream_id=last.stream_id, reason="lost")
+
+
 chat_message = Plugin(ChatMessage, Policy(send="chat"), say)
 chat_response_chunk = Plugin(
-    ChatResponseChunk, Policy(deliver=Append(by=("stream_id",), field="content", ends="is_complete"))
+    ChatResponseChunk,
+    Policy(
+        deliver=Append(by=("stream_id",), field="content", ends="is_complete"),
+        lapse=Lapse(after=60.0, close=lost),
+    ),
 )

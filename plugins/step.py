@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, field
 
-from router import Event, Latest, Now, Plugin, Policy, timestamp
+from router import Event, Lapse, Latest, Now, Plugin, Policy, timestamp
 
 
 class StepStarted(Event, frozen=True, tag="step_started"):
@@ -38,9 +38,16 @@ class StepError(Event, frozen=True, tag="step_error"):
     timestamp: str = field(default_factory=timestamp)
 
 
-STEP = ("step_id",)
+def lost(last: StepStarted | StepProgress) -> StepError:
+    """What is told of a step whose worker is not heard of any more."""
+    return StepError(step_id=last.step_id, error="No sign of life from the worker: the step is taken to have failed")
 
-step_started = Plugin(StepStarted, Policy(deliver=Now(by=STEP)))
-step_progress = Plugin(StepProgress, Policy(deliver=Latest(by=STEP)))
+
+STEP = ("step_id",)
+SILENCE = Lapse(after=900.0, close=lost)
+"""A worker that computes for long says so by progress, at least every quarter of an hour."""
+
+step_started = Plugin(StepStarted, Policy(deliver=Now(by=STEP), lapse=SILENCE))
+step_progress = Plugin(StepProgress, Policy(deliver=Latest(by=STEP), lapse=SILENCE))
 step_completed = Plugin(StepCompleted, Policy(deliver=Now(by=STEP), settles=(StepProgress,)))
 step_error = Plugin(StepError, Policy(deliver=Now(by=STEP), settles=(StepProgress,)))

@@ -16,7 +16,7 @@ from router.errors import (
     TooLarge,
     Unavailable,
 )
-from router.event import Append, Event, Latest, Merge, Now, Policy, timestamp
+from router.event import Append, Event, Lapse, Latest, Merge, Now, Policy, timestamp
 from router.pipeline import Forward, Middleware
 from router.plugin import Context, Plugin
 from router.publisher import Publisher
@@ -35,6 +35,7 @@ __all__ = [
     "Event",
     "Forward",
     "Identity",
+    "Lapse",
     "Latest",
     "Merge",
     "Middleware",

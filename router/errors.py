@@ -128,3 +128,11 @@ class SetupError(RouterError):
 def clip_reason(reason: str) -> str:
     """`reason` cut to what a close frame can carry, never in the middle of a character."""
     return reason.encode()[:MAX_REASON].decode(errors="ignore")
+
+
+def place(error: Exception) -> str | None:
+    """Where an exception was raised: file and line, nothing of what was in its variables."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return None if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from msgspec import Struct
 
-__all__ = ["Append", "Delivery", "Event", "Latest", "Merge", "Now", "Policy", "timestamp"]
+__all__ = ["Append", "Delivery", "Event", "Lapse", "Latest", "Merge", "Now", "Policy", "timestamp"]
 
 MergeFunction: TypeAlias = Callable[[Any, Any], Any]
 """`(pending, new) -> one event of the same type that says what both said`. Pure and quick."""
@@ -73,6 +73,16 @@ class Append(Struct, frozen=True):
     """A field that is true on a stream's last piece: that one goes at once, with what is pending."""
 
 
+class Lapse(Struct, frozen=True):
+    """What to do when an event opened something and nothing more is heard of it.
+
+    `after` seconds without another event about the same subject, the event `close(last)` is published.
+    """
+
+    after: float
+    close: Callable[[Any], "Event"]
+
+
 Delivery: TypeAlias = Now | Latest | Merge | Append
 
 
@@ -90,6 +100,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     """Numbered and kept in history. False: seen only by those who are here now, without `seq`."""
     ack: bool = False
     """Every event of the type requires acknowledgement, as if it had `requires_ack`."""
+    lapse: Lapse | None = None
+    """The event opens, or is a part of, something that must be closed if its producer dies."""
     cost: float = 1.0
     """What one of a client's messages takes from its user's rate (10 a second)."""
     debounce: float = 0.0

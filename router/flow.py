@@ -2,25 +2,26 @@
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from router import wire
-from router.audience import EVERYONE, Audience, Identity, project_topic, user_topic
+from router.audience import Audience, Identity, project_topic
 from router.brokers.base import Broker, Published
 from router.catalog import Catalog, Found
+from router.context import HandlerContext
 from router.envelope import Envelope
-from router.errors import BadMessage, CloseCode, Disconnect, PluginFailed, Refused, TooLarge
+from router.errors import BadMessage, CloseCode, Disconnect, PluginFailed, Refused, TooLarge, place
 from router.event import Event, Policy
 from router.hub import Hub, Port
 from router.lane import Lanes
+from router.lapse import Lapses
 from router.metrics import Metrics
 from router.middleware.audit import Audit
 from router.middleware.auth import Auth, Authenticator
@@ -29,8 +30,8 @@ from router.middleware.permission import check_permission
 from router.middleware.rate import RateLimit
 from router.pacing import TokenBucket
 from router.pipeline import DELIVERED, Middleware, Pipeline
-from router.plugin import Plugin
 from router.presence import Presence
+from router.receipt import Receipt, Receipts
 from router.recovery import Recovery, Since
 from router.session import Session
 from router.tracing import SpanKind, Tracing, valid_traceparent
@@ -83,6 +84,8 @@ class Router:
         self.tracing = tracing or Tracing()
         self.hub = Hub(acknowledged_within=pace.ack_after, clock=clock)
         self.presence = Presence(self._announce, clock, grace=pace.presence_grace)
+        self.lapses = Lapses(wall)
+        self.receipts = Receipts()
         self.auth = Auth(authenticate, wall, grace=pace.token_grace)
         self.audit = Audit(audit, wall)
         self._coalesce = Coalesce(
@@ -134,7 +137,10 @@ class Router:
         Raises `BadMessage` for a type no plugin has, `TooLarge`, and `Unavailable` when the broker is away.
         """
         plugin = self.catalog.plugin_of(event)
-        event, payload = _with_id(event, plugin, payload, message_id)
+        if event.requires_ack or plugin.policy.ack:
+            event, payload = wire.critical(event, payload, message_id or uuid4().hex)
+        if payload is None:
+            payload = wire.encode(event)
         self.fits(payload)
         with self.tracing.span(
             f"send {plugin.tag}", SpanKind.PRODUCER, traceparent, {"messaging.operation.type": "send"}
@@ -165,6 +171,25 @@ class Router:
                 "store the data and send a reference to it"
             )
 
+    async def publish_and_wait(
+        self,
+        audience: Audience,
+        event: Event,
+        within: float,
+        *,
+        payload: bytes | None = None,
+        message_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> tuple[Published, Receipt]:
+        """Publish `event` as a critical one and wait, at most `within` seconds, until everybody here has acknowledged it."""
+        event, payload = wire.critical(event, payload, message_id or uuid4().hex)
+        assert event.message_id is not None
+        self.receipts.open(event.message_id)
+        published = await self.publish(audience, event, payload=payload, message_id=message_id, traceparent=traceparent)
+        await self._lanes.run(audience.topic, partial(self._flush, audience.topic))
+        expected = self.hub.users(audience.topic, self.catalog.plugin_of(event).policy.receive)
+        return published, await self.receipts.wait(event.message_id, expected, within)
+
     def read_event(self, data: bytes) -> tuple[Event, bytes]:
         """An event that a backend wrote as JSON, and its bytes ready for `publish`. Raises `BadMessage`."""
         head = wire.read_head(data)
@@ -190,6 +215,7 @@ class Router:
     async def _to_hub(self, envelope: Envelope) -> None:
         if envelope.published_at and not envelope.replay:
             self.metrics.latency.observe(max(0.0, self._wall() - envelope.published_at))
+        self.lapses.note(envelope)
         await self.hub.deliver(envelope)
 
     async def _flush(self, topic: str) -> None:
@@ -247,7 +273,8 @@ class Router:
         if isinstance(message, wire.Ack):
             if message.message_id is None and message.pos is None:
                 raise BadMessage("`ack` needs `message_id` or `pos`")
-            self.hub.acknowledge(session, message_id=message.message_id, pos=message.pos)
+            for envelope in self.hub.acknowledge(session, message_id=message.message_id, pos=message.pos):
+                self.receipts.acknowledged(envelope.message_id, session.user)
         return None
 
     def refuse(self, session: Session, refusal: Refused, ref: str | None = None, *, bad: bool = False) -> None:
@@ -265,7 +292,7 @@ class Router:
             self._refreshed(envelope)
             return
         plugin = self.catalog.plugin_of(envelope.event)
-        context = _Context(self, envelope)
+        context = HandlerContext(envelope, self.publish, self._reply)
         if plugin.handle is None:
             await context.publish(envelope.event)
             return
@@ -282,6 +309,12 @@ class Router:
             # The exception's text may quote the message, so only its type is told and logged.
             self._plugin_failed(envelope, f"raised {type(error).__name__}", error)
             raise PluginFailed(f"the handler of `{plugin.tag}` failed") from None
+
+    def _reply(self, envelope: Envelope, event: Event) -> None:
+        """Send `event` to the session that sent `envelope`, in turn with its project's messages."""
+        policy = self.catalog.plugin_of(event).policy
+        audience = Audience(envelope.topic, only=frozenset({envelope.session or ""}))
+        self.arrive(Envelope(event=event, policy=policy, audience=audience, traceparent=envelope.traceparent))
 
     def _refreshed(self, envelope: Envelope) -> None:
         session = self.hub.session(envelope.session or "")
@@ -362,60 +395,4 @@ class Router:
             )
 
 
-class _Context:
-    """What a handler may do about its message; see `plugin.Context`."""
-
-    def __init__(self, router: Router, envelope: Envelope) -> None:
-        assert envelope.sender is not None
-        assert envelope.session is not None
-        self._router = router
-        self._envelope = envelope
-        self.sender = envelope.sender
-        self.session = envelope.session
-        self.project = envelope.topic.removeprefix("project:")
-
-    async def reply(self, event: Event) -> None:
-        plugin = self._router.catalog.plugin_of(event)
-        audience = Audience(self._envelope.topic, only=frozenset({self.session}))
-        trace = self._envelope.traceparent
-        self._router.arrive(Envelope(event=event, policy=plugin.policy, audience=audience, traceparent=trace))
-
-    async def publish(self, event: Event, *, to: Audience | None = None) -> None:
-        trace = self._envelope.traceparent
-        await self._router.publish(to or Audience(self._envelope.topic), event, traceparent=trace, sender=self.sender)
-
-    def refuse(self, message: str, *, code: str = "refused", retry_after: float | None = None) -> NoReturn:
-        raise Refused(message, code=code, retry_after=retry_after, temporary=retry_after is not None)
-
-
 _REFRESH_POLICY = Policy(send="view", cost=0.0)
-
-_PROJECT = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
-
-
-def topics_of(project: str, user: str) -> tuple[str, str, str]:
-    """What a session listens to: its project, its user, everyone. Raises `Disconnect` 4404 for an impossible id."""
-    if not _PROJECT.match(project):
-        raise Disconnect(CloseCode.NO_SUCH_PROJECT, "a project id is 1 to 128 letters, digits, `.`, `_`, `~`, `-`")
-    return project_topic(project), user_topic(user), EVERYONE
-
-
-def _with_id(event: Event, plugin: Plugin, payload: bytes | None, message_id: str | None) -> tuple[Event, bytes]:
-    """The event and its JSON, with the id and mark that a critical event needs to be acknowledged by."""
-    critical = event.requires_ack or plugin.policy.ack
-    if critical and (event.message_id is None or not event.requires_ack):
-        id_ = event.message_id or message_id or uuid4().hex
-        added = b"" if event.message_id else b',"message_id":' + wire.encode(id_)
-        added += b"" if event.requires_ack else b',"requires_ack":true'
-        if payload is not None:
-            payload = payload[:-1] + added + b"}"
-        event = replace(event, message_id=id_, requires_ack=True)
-    return event, wire.encode(event) if payload is None else payload
-
-
-def place(error: Exception) -> str | None:
-    """Where an exception was raised: file and line, nothing of what was in its variables."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return None if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -19,10 +19,10 @@ from msgspec import Struct
 
 from router import wire
 from router.brokers.base import Limits
-from router.errors import BadMessage, CloseCode, Disconnect, clip_reason
-from router.flow import Router, place, topics_of
+from router.errors import BadMessage, CloseCode, Disconnect, clip_reason, place
+from router.flow import Router
 from router.port import port_for
-from router.session import Bookmark, Session
+from router.session import Bookmark, Session, topics_of
 from router.tracing import SpanKind, valid_traceparent
 from router.upkeep import Upkeep
 

@@ -1,17 +1,19 @@
 """The HTTP side: publish, presence, health, metrics, the description of all messages, and the browser client."""
 
+import asyncio
 from importlib.resources import files
 from typing import Annotated, Any
 
 import msgspec
 from litestar import MediaType, Request, Response, get, post
-from litestar.params import FromPath, HeaderParameter
+from litestar.params import FromPath, HeaderParameter, QueryParameter
 from msgspec import Raw
 
 from router.asyncapi import describe
 from router.audience import EVERYONE, Audience, user_topic
 from router.errors import BadMessage, CloseCode, Denied, Disconnect, Refused, TooLarge, Unavailable
-from router.flow import Router, topics_of
+from router.flow import Router
+from router.session import topics_of
 from router.tracing import valid_traceparent
 
 __all__ = ["problem", "refused_response", "routes"]
@@ -19,6 +21,7 @@ __all__ = ["problem", "refused_response", "routes"]
 MAX_EVENTS = 1000
 IdempotencyKey = Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=200)]
 TraceParent = Annotated[str | None, HeaderParameter(name="traceparent", max_length=100)]
+Wait = Annotated[float | None, QueryParameter(gt=0, le=60)]
 
 _STATUS: dict[type[Refused], tuple[int, str]] = {
     BadMessage: (400, "Bad Request"),
@@ -60,9 +63,17 @@ def _need(router: Router, request: Request[Any, Any, Any], grant: str, project: 
 
 
 async def _publish(
-    router: Router, request: Request[Any, Any, Any], audience: Audience, key: str | None, trace: str | None
-) -> dict[str, list[int]]:
-    """Publish the body's event or events: all of them, or none when one is not right."""
+    router: Router,
+    request: Request[Any, Any, Any],
+    audience: Audience,
+    key: str | None,
+    trace: str | None,
+    wait: float | None = None,
+) -> dict[str, Any]:
+    """Publish the body's event or events: all of them, or none when one is not right.
+
+    `wait`: seconds to wait for acknowledgements; the answer then tells who acknowledged all of them and who not.
+    """
     body = await request.body()
     try:
         raw = msgspec.json.decode(body, type=list[Raw] if body.lstrip()[:1] == b"[" else Raw)
@@ -72,17 +83,27 @@ async def _publish(
     if not 0 < len(items) <= MAX_EVENTS:
         raise BadMessage(f"the body has {len(items)} events; it may have 1 to {MAX_EVENTS}")
     events = [_read(router, bytes(item), i if isinstance(raw, list) else None) for i, item in enumerate(items)]
-    seq = []
-    for i, (event, payload) in enumerate(events):
-        published = await router.publish(
-            audience,
-            event,
-            payload=payload,
-            message_id=None if key is None else f"{key}:{i}",
-            traceparent=valid_traceparent(trace),
-        )
-        seq.append(published.position.seq)
-    return {"seq": seq}
+    more: list[dict[str, Any]] = [
+        {
+            "payload": payload,
+            "message_id": None if key is None else f"{key}:{i}",
+            "traceparent": valid_traceparent(trace),
+        }
+        for i, (_, payload) in enumerate(events)
+    ]
+    if wait is None:
+        return {
+            "seq": [
+                (await router.publish(audience, e, **m)).position.seq for (e, _), m in zip(events, more, strict=True)
+            ]
+        }
+    results = await asyncio.gather(
+        *(router.publish_and_wait(audience, e, wait, **m) for (e, _), m in zip(events, more, strict=True))
+    )
+    missing = {user for _, receipt in results for user in receipt.missing}
+    acknowledged = {user for _, receipt in results for user in receipt.acknowledged} - missing
+    seq = [published.position.seq for published, _ in results]
+    return {"seq": seq, "acknowledged": sorted(acknowledged), "missing": sorted(missing)}
 
 
 def _read(router: Router, item: bytes, index: int | None) -> tuple[Any, bytes]:
@@ -101,25 +122,36 @@ def routes(router: Router) -> list[Any]:
 
     @post("/projects/{project:str}/events", status_code=202, summary="Publish to everybody who has a project open")
     async def publish_to_project(
-        request: Request[Any, Any, Any], project: FromPath[str], key: IdempotencyKey = None, trace: TraceParent = None
-    ) -> dict[str, list[int]]:
+        request: Request[Any, Any, Any],
+        project: FromPath[str],
+        key: IdempotencyKey = None,
+        trace: TraceParent = None,
+        acknowledged: Wait = None,
+    ) -> dict[str, Any]:
         topic = topics_of(project, "")[0]
         _need(router, request, "publish", project)
-        return await _publish(router, request, Audience(topic), key, trace)
+        return await _publish(router, request, Audience(topic), key, trace, acknowledged)
 
     @post("/users/{user:str}/events", status_code=202, summary="Publish to all connections of one person")
     async def publish_to_user(
-        request: Request[Any, Any, Any], user: FromPath[str], key: IdempotencyKey = None, trace: TraceParent = None
-    ) -> dict[str, list[int]]:
+        request: Request[Any, Any, Any],
+        user: FromPath[str],
+        key: IdempotencyKey = None,
+        trace: TraceParent = None,
+        acknowledged: Wait = None,
+    ) -> dict[str, Any]:
         _need(router, request, "publish", "*")
-        return await _publish(router, request, Audience(user_topic(user)), key, trace)
+        return await _publish(router, request, Audience(user_topic(user)), key, trace, acknowledged)
 
     @post("/events", status_code=202, summary="Publish to everybody who is connected")
     async def publish_to_all(
-        request: Request[Any, Any, Any], key: IdempotencyKey = None, trace: TraceParent = None
-    ) -> dict[str, list[int]]:
+        request: Request[Any, Any, Any],
+        key: IdempotencyKey = None,
+        trace: TraceParent = None,
+        acknowledged: Wait = None,
+    ) -> dict[str, Any]:
         _need(router, request, "publish", "*")
-        return await _publish(router, request, Audience(EVERYONE), key, trace)
+        return await _publish(router, request, Audience(EVERYONE), key, trace, acknowledged)
 
     @get("/projects/{project:str}/presence", summary="Who has a project open")
     async def presence(request: Request[Any, Any, Any], project: FromPath[str]) -> dict[str, list[Any]]:

@@ -135,6 +135,10 @@ class Hub:
         room = self._rooms.get(topic)
         return 0 if room is None else sum(len(members) for members in room.cohorts.values())
 
+    def users(self, topic: str, grant: str) -> set[str]:
+        """Who shall get an event of `topic` that needs `grant`: those in the room, and those catching up."""
+        return {s.user for s in self._ports if topic in s.topics and grant in s.grants}
+
     def join(self, session: Session, topic: str, bookmark: Bookmark) -> None:
         """Put `session`, which has everything that the room has, into the fast set. `bookmark`: what that is."""
         port = self._ports.get(session)

@@ -1,6 +1,7 @@
 """How often: token buckets and windows. Values in, values out; the time `now` (seconds) is an argument."""
 
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import Any, TypeAlias
 
 from msgspec import Struct
@@ -10,10 +11,14 @@ from router.audience import Audience
 from router.envelope import Envelope
 from router.event import Append, Delivery, Event, Merge, Now
 
-__all__ = ["TokenBucket", "Window", "conflate"]
+__all__ = ["Fault", "Subject", "TokenBucket", "Window", "conflate", "subject_of"]
 
 Fault: TypeAlias = Callable[[Envelope, str], None]
 """Told when a type's merge function does not do its job: the event and what happened."""
+
+
+SLOW_MERGE = 0.05
+"""Seconds. Merging holds up the whole node, and what it says is two small values made one."""
 
 
 class TokenBucket:
@@ -58,7 +63,8 @@ class _Held(Struct):
     seqs: list[int]
 
 
-def _subject(event: Event, fields: Iterable[str]) -> Subject:
+def subject_of(event: Event, fields: Iterable[str]) -> Subject:
+    """What `event` is about."""
     return tuple((name, _hashable(getattr(event, name, None))) for name in fields)
 
 
@@ -96,7 +102,7 @@ class Window:
         """Take `envelope` in. Returns what goes out now, in order, and what was merged into something else."""
         deliver = deliver or envelope.policy.deliver
         self._seen = max(self._seen, envelope.seq)
-        subject = _subject(envelope.event, deliver.by)
+        subject = subject_of(envelope.event, deliver.by)
         # A critical event is acknowledged by itself, so it is never merged.
         if isinstance(deliver, Now) or envelope.requires_ack:
             out, merged = self._make_way(envelope, subject)
@@ -135,7 +141,7 @@ class Window:
         settled: list[Envelope] = []
         for key, held in list(self._held.items()):
             kind, about, audience = key
-            if kind in envelope.policy.settles and about == _subject(envelope.event, held.envelope.policy.deliver.by):
+            if kind in envelope.policy.settles and about == subject_of(envelope.event, held.envelope.policy.deliver.by):
                 # For another audience it may be all they ever hear of it, so only the same one may lose it.
                 (settled if audience == envelope.audience else out).append(held.envelope)
                 del self._held[key]
@@ -182,6 +188,7 @@ class Window:
             return replace(new.saying(replace(new.event, **{deliver.field: text})), first=first)
         if not isinstance(deliver, Merge):
             return replace(new, first=first)
+        began = perf_counter()
         try:
             event = deliver.function(pending.event, new.event)
         except Exception as error:
@@ -189,6 +196,10 @@ class Window:
             return None
         if type(event) is not type(new.event):
             self._blame(new, f"its merge function returned {type(event).__name__}, not {type(new.event).__name__}")
+            return None
+        took = perf_counter() - began
+        if took > SLOW_MERGE:
+            self._blame(new, f"its merge function took {took:.3f} s, and everybody waited")
             return None
         return replace(new.saying(event), first=first)
 
@@ -244,4 +255,4 @@ def conflate(
 
 
 def _key(envelope: Envelope) -> tuple[type[Event], Subject, Audience]:
-    return type(envelope.event), _subject(envelope.event, envelope.policy.deliver.by), envelope.audience
+    return type(envelope.event), subject_of(envelope.event, envelope.policy.deliver.by), envelope.audience

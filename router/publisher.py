@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
 import msgspec
+from msgspec import Struct
 
 from router.errors import BadMessage, Denied, RateLimited, Refused, TooLarge, Unavailable
 from router.event import Event
 
-__all__ = ["Publisher"]
+__all__ = ["Acknowledged", "Publisher"]
 
 _REFUSALS: Mapping[str, type[Refused]] = {
     "bad_message": BadMessage,
@@ -21,6 +22,14 @@ _REFUSALS: Mapping[str, type[Refused]] = {
     "rate_limited": RateLimited,
     "unavailable": Unavailable,
 }
+
+
+class Acknowledged(Struct, frozen=True):
+    """What became of events that had to be acknowledged: their numbers, and which users did and did not."""
+
+    seq: list[int]
+    acknowledged: list[str]
+    missing: list[str]
 
 
 class Publisher:
@@ -48,6 +57,7 @@ class Publisher:
                 f"Publisher needs the router's address as http:// or https://, not {url.partition('://')[0]}://"
             )
         self._tries = max(1, tries)
+        self._timeout = timeout
         self._client = httpx.AsyncClient(
             base_url=url, timeout=timeout, transport=transport, headers={"Authorization": f"Bearer {token}"}
         )
@@ -65,39 +75,59 @@ class Publisher:
         """Close the connections."""
         await self._client.aclose()
 
-    async def publish(self, project: str, *events: Event, message_id: str | None = None) -> list[int]:
+    @overload
+    async def publish(
+        self, project: str, *events: Event, message_id: str | None = None, acknowledged: None = None
+    ) -> list[int]: ...
+    @overload
+    async def publish(
+        self, project: str, *events: Event, message_id: str | None = None, acknowledged: float
+    ) -> Acknowledged: ...
+    async def publish(
+        self, project: str, *events: Event, message_id: str | None = None, acknowledged: float | None = None
+    ) -> "list[int] | Acknowledged":
         """Publish to everybody who has `project` open. Returns the numbers that the events got.
 
-        Raises `BadMessage`, `TooLarge`, `Denied`, or `Unavailable` when the router cannot be reached.
+        `acknowledged`: wait at most so many seconds (60 at the most) until everybody has acknowledged, and return
+        who did and who did not. Raises `BadMessage`, `TooLarge`, `Denied`, or `Unavailable` when the router cannot
+        be reached.
         """
-        return await self._post(f"/projects/{quote(project, safe='')}/events", events, message_id)
+        path = f"/projects/{quote(project, safe='')}/events"
+        body = self._encoder.encode(events)
+        if acknowledged is None:
+            return await self.publish_json(path, body, message_id)
+        answer = await self._post(f"{path}?acknowledged={acknowledged:g}", body, message_id, extra=acknowledged)
+        return msgspec.convert(answer, Acknowledged)
 
     async def publish_to_user(self, user: str, *events: Event, message_id: str | None = None) -> list[int]:
         """Publish to all connections of one person, whatever project they have open."""
-        return await self._post(f"/users/{quote(user, safe='')}/events", events, message_id)
+        return await self.publish_json(
+            f"/users/{quote(user, safe='')}/events", self._encoder.encode(events), message_id
+        )
 
     async def publish_to_all(self, *events: Event, message_id: str | None = None) -> list[int]:
         """Publish to everybody who is connected."""
-        return await self._post("/events", events, message_id)
+        return await self.publish_json("/events", self._encoder.encode(events), message_id)
 
     async def publish_json(self, path: str, body: bytes, message_id: str | None = None) -> list[int]:
         """Publish events that are JSON already to `path` of the HTTP interface."""
+        numbers: list[int] = (await self._post(path, body, message_id))["seq"]
+        return numbers
+
+    async def _post(self, path: str, body: bytes, message_id: str | None, *, extra: float = 0.0) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Idempotency-Key": message_id or uuid4().hex}
         away: Exception | None = None
         for _ in range(self._tries):
             try:
-                response = await self._client.post(path, content=body, headers=headers)
+                response = await self._client.post(path, content=body, headers=headers, timeout=self._timeout + extra)
             except httpx.TransportError as error:
                 away = error
                 continue
             if response.status_code == httpx.codes.ACCEPTED:
-                numbers: list[int] = response.json()["seq"]
-                return numbers
+                answer: dict[str, Any] = response.json()
+                return answer
             raise _refusal(response)
         raise Unavailable(f"the router at {self._client.base_url} cannot be reached: {type(away).__name__}")
-
-    async def _post(self, path: str, events: tuple[Event, ...], message_id: str | None) -> list[int]:
-        return await self.publish_json(path, self._encoder.encode(events), message_id)
 
 
 def _refusal(response: httpx.Response) -> Refused:

@@ -1,11 +1,14 @@
 """One connected client, as far as it can be known without its socket."""
 
+import re
+
 from msgspec import Struct
 
-from router.audience import Identity
+from router.audience import EVERYONE, Identity, project_topic, user_topic
 from router.envelope import Envelope
+from router.errors import CloseCode, Disconnect
 
-__all__ = ["Bookmark", "Session", "Unacknowledged"]
+__all__ = ["Bookmark", "Session", "Unacknowledged", "topics_of"]
 
 
 class Unacknowledged(Struct):
@@ -89,3 +92,13 @@ class Session:
             w.envelope.first - 1 for w in self.unacknowledged.values() if w.envelope.topic == topic and w.envelope.first
         ]
         return min(firsts, default=None)
+
+
+_PROJECT = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
+
+
+def topics_of(project: str, user: str) -> tuple[str, str, str]:
+    """What a session listens to: its project, its user, everyone. Raises `Disconnect` 4404 for an impossible id."""
+    if not _PROJECT.match(project):
+        raise Disconnect(CloseCode.NO_SUCH_PROJECT, "a project id is 1 to 128 letters, digits, `.`, `_`, `~`, `-`")
+    return project_topic(project), user_topic(user), EVERYONE

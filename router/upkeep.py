@@ -23,7 +23,7 @@ WARN_SPREAD = 5.0
 
 
 class Upkeep:
-    """Pings, expiring tokens, silent and slow clients, acknowledgements, presence, the audit log.
+    """Pings, expiring tokens, silent and slow clients, acknowledgements, lapses, presence, the audit log.
 
     Connections are spread over as many slots as seconds lie between pings, and each second looks at one slot: the
     work is even and no connection needs a timer.
@@ -94,6 +94,7 @@ class Upkeep:
         self._expire()
         self._end_slow()
         self._redeliver()
+        await self._close_lapsed()
         await self._router.presence.tick()
         self._router.audit.flush()
 
@@ -135,6 +136,11 @@ class Upkeep:
                 # A close frame would only join the queue that does not move; the client sees the cut and resumes.
                 self._router.metrics.error(str(int(CloseCode.TOO_SLOW)))
                 port.abort()
+
+    async def _close_lapsed(self) -> None:
+        for closing in self._router.lapses.due():
+            log.warning("closed after silence", extra={"event": "lapsed", "message_id": closing.message_id})
+            await self._router.publish(closing.audience, closing.event, message_id=closing.message_id)
 
     def _redeliver(self) -> None:
         router = self._router

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 from router.audience import EVERYONE
 from router.envelope import Envelope
@@ -17,6 +18,7 @@ __all__ = ["CONTROL_TAGS", "Ack", "AuthRefresh", "Head", "Pong", "encode", "numb
 SUBPROTOCOL = "router.v1"
 MAX_REF = 64
 T = TypeVar("T")
+E = TypeVar("E", bound=Event)
 
 # -- what clients say to the router itself
 
@@ -258,3 +260,12 @@ def text_frame(payload: bytes) -> bytes:
 
 PING_FRAME = b"\x89\x00"
 """A WebSocket ping without payload. Every browser answers it by itself, also under a page that knows no `ping`."""
+
+
+def critical(event: E, payload: bytes | None, message_id: str) -> tuple[E, bytes | None]:
+    """The event, and its JSON if there is any, with the mark and the id that it is acknowledged by."""
+    added = b"" if event.message_id else b',"message_id":' + encode(message_id)
+    added += b"" if event.requires_ack else b',"requires_ack":true'
+    if payload is not None:
+        payload = payload[:-1] + added + b"}"
+    return replace(event, message_id=event.message_id or message_id, requires_ack=True), payload

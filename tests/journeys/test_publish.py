@@ -2,6 +2,9 @@
 
 import asyncio
 
+from plugins.step import StepCompleted
+from router import Publisher
+
 from tests.node import make_token, run_node
 
 SPECIFIED = [
@@ -204,3 +207,38 @@ async def test_many_publishers_at_once_keep_the_order_of_numbers(node):
         while len(seen) < 50:
             seen.append((await client.event("step_started"))["seq"])
         assert seen == sorted(seen)
+
+
+async def test_the_publisher_is_told_who_acknowledged_and_who_did_not(node):
+    async with (
+        node.client() as ada,
+        node.client(token=make_token("grace")) as grace,
+        Publisher(node.url, make_token("backend", "*", ("publish",))) as publisher,
+    ):
+        event = StepCompleted(step_id="s", result={})
+        asked = asyncio.create_task(publisher.publish("p1", event, acknowledged=0.3))
+        got = await ada.event("step_completed")
+        await ada.send({"type": "ack", "message_id": got["message_id"]})
+        assert (await grace.event("step_completed"))["requires_ack"] is True
+        answer = await asked
+        assert (answer.seq, answer.acknowledged, answer.missing) == ([1], ["ada"], ["grace"])
+
+
+async def test_an_acknowledgement_by_position_covers_everything_up_to_it(node):
+    async with node.client() as ada, Publisher(node.url, make_token("backend", "*", ("publish",))) as publisher:
+        events = [StepCompleted(step_id=str(i), result={}) for i in range(3)]
+        asked = asyncio.create_task(publisher.publish("p1", *events, acknowledged=10.0))
+        last = (await ada.events(lambda event: event.get("step_id") == "2"))[-1]
+        await ada.send({"type": "ack", "pos": last["seq"]})
+        answer = await asked
+        assert (answer.acknowledged, answer.missing) == (["ada"], [])
+
+
+async def test_somebody_asks_for_a_step_to_be_stopped_and_everybody_sees_who(node):
+    async with node.client() as ada, node.client() as other:
+        await ada.send({"type": "cancel", "step_id": "s1", "ref": "c"})
+        got = await other.event("cancel")
+        assert (got["step_id"], got["user_id"]) == ("s1", "ada")
+        await ada.send({"type": "cancel", "ref": "c2"})
+        refused = await ada.event("error")
+        assert (refused["code"], refused["ref"]) == ("bad_message", "c2")

@@ -20,9 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from router import Append, Audience, Event, Identity, Latest, Merge, Now, Plugin, Policy
 from router.brokers.memory import MemoryBroker
 from router.catalog import Catalog, Found
-from router.flow import Router, topics_of
+from router.flow import Router
 from router.gateway import parse_since
-from router.session import Session
+from router.session import Session, topics_of
 from router.testing import Clock
 
 

@@ -7,8 +7,8 @@ import pytest
 from router import CloseCode, Identity
 from router.brokers.memory import MemoryBroker
 from router.catalog import Catalog
-from router.flow import Router, topics_of
-from router.session import Session
+from router.flow import Router
+from router.session import Session, topics_of
 from router.testing import Clock
 from router.upkeep import WARN_BEFORE, WARN_SPREAD, Upkeep
 

@@ -49,7 +49,9 @@ async def serving(application: Application, **settings: Any) -> AsyncIterator[Si
     await server.startup(sockets=[listener])
     port, state = listener.getsockname()[1], server.server_state
     try:
-        yield SimpleNamespace(port=port, url=f"ws://127.0.0.1:{port}/", connections=state.connections, tasks=state.tasks)
+        yield SimpleNamespace(
+            port=port, url=f"ws://127.0.0.1:{port}/", connections=state.connections, tasks=state.tasks
+        )
     finally:
         # As uvicorn does it, without its pauses of a tenth of a second.
         for task in state.tasks:

@@ -1,0 +1,81 @@
+"""Streams and steps whose producer died: closes them after a deadline, so that nobody waits for ever."""
+
+import heapq
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from router.audience import Audience
+from router.envelope import Envelope
+from router.event import Append, Event
+from router.pacing import Subject, subject_of
+
+__all__ = ["Closing", "Lapses"]
+
+
+class Closing(Struct, frozen=True):
+    """The event that ends something of which nothing more was heard."""
+
+    topic: str
+    event: Event
+    message_id: str
+    """The same on every node that notices, so that the broker takes it once."""
+
+    @property
+    def audience(self) -> Audience:
+        return Audience(self.topic)
+
+
+class Lapses:
+    """Watches what has begun and not ended. A type's policy says `lapse`: after how long, and what closes it.
+
+    An event of such a type starts or prolongs the watch over its subject (the values of its `by` fields); one about
+    the same subject whose type has no `lapse`, or that is the last piece of its stream, ends it.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._open: dict[tuple[str, Subject], Envelope] = {}
+        self._heap: list[tuple[float, int, str, Subject]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def note(self, envelope: Envelope) -> None:
+        """Take notice of an event on its way out, or of one that is told again to somebody who catches up."""
+        deliver, lapse = envelope.policy.deliver, envelope.policy.lapse
+        if not deliver.by or not envelope.seq:
+            return
+        key = (envelope.topic, subject_of(envelope.event, deliver.by))
+        before = self._open.get(key)
+        if before is not None and envelope.seq < before.seq:
+            return  # a repeat of something older than what is known
+        ended = isinstance(deliver, Append) and deliver.ends is not None and getattr(envelope.event, deliver.ends)
+        if lapse is None or ended:
+            self._open.pop(key, None)
+            return
+        self._open[key] = envelope
+        if before is None:
+            self._push(key, envelope.published_at + lapse.after)
+
+    def due(self) -> list[Closing]:
+        """What is to be closed now."""
+        now = self._clock()
+        closings = []
+        while self._heap and self._heap[0][0] <= now:
+            _, _, topic, subject = heapq.heappop(self._heap)
+            last = self._open.get((topic, subject))
+            if last is None or last.policy.lapse is None:
+                continue
+            deadline = last.published_at + last.policy.lapse.after
+            if deadline > now:
+                self._push((topic, subject), deadline)
+                continue
+            del self._open[topic, subject]
+            closings.append(Closing(topic, last.policy.lapse.close(last.event), f"lapse:{last.type}:{last.seq}"))
+        return closings
+
+    def _push(self, key: tuple[str, Subject], when: float) -> None:
+        self._count += 1
+        heapq.heappush(self._heap, (when, self._count, *key))
