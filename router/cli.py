@@ -99,7 +99,7 @@ def _run(chosen: settings.Settings, app: Any, key: str | None = None) -> None:
             "Ctrl-C ends it.",
         )
         sys.stdout.flush()
-    serve(app, listener, max_message=chosen.limit_message, drain=chosen.drain, log_level=chosen.log_level)
+    serve(app, listener, max_message=chosen.limit_message, drain=chosen.drain)
 
 
 @cli.command("plugins")

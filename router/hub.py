@@ -38,6 +38,10 @@ class Port(Protocol):
         """Bytes written that have not left this process."""
         ...
 
+    def heard(self) -> float | None:
+        """When bytes last came from the client, by the event loop's clock; None when that cannot be known."""
+        ...
+
     def close(self, code: CloseCode, reason: str) -> None:
         """Say goodbye: a close frame after what was written before."""
         ...

@@ -1,11 +1,12 @@
 """Log lines as JSON objects, with every token taken out, uvicorn's own lines included."""
 
-import json
 import logging
 import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
 
 __all__ = ["JsonLines", "Redact", "configure"]
 
@@ -45,7 +46,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = redact(self.formatException(record.exc_info))
-        return json.dumps(line, default=str)
+        return msgspec.json.encode(line, enc_hook=str).decode()
 
 
 def configure(level: str) -> None:
@@ -60,4 +61,6 @@ def configure(level: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers = []
         logger.propagate = True
+    # Its lines for each connection say less than ours, and cost a tenth of a handshake.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
     logging.getLogger("httpx").setLevel(logging.WARNING)

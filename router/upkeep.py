@@ -44,28 +44,25 @@ class Upkeep:
         self._silence = silence
         self._slow_deadline = slow_deadline
         self._clock, self._wall = clock, wall
-        self._slots: list[dict[Session, float]] = [{} for _ in range(max(1, round(ping_every)))]
+        self._slots: list[set[Session]] = [set() for _ in range(max(1, round(ping_every)))]
         self._slot_of: dict[Session, int] = {}
-        self._heard: dict[Session, Callable[[], float | None]] = {}
         self._now = 0
         self._expiring: list[tuple[float, int, Session, bool]] = []
         self._count = 0
         router.on_refresh = self.expect_expiry
 
-    def add(self, session: Session, heard: Callable[[], float | None]) -> None:
-        """Look after `session`. `heard` tells when bytes last came from it; None when that cannot be known."""
+    def add(self, session: Session) -> None:
+        """Look after `session`."""
         slot = self._now % len(self._slots)
-        self._slots[slot][session] = self._clock()
+        self._slots[slot].add(session)
         self._slot_of[session] = slot
-        self._heard[session] = heard
         self.expect_expiry(session)
 
     def remove(self, session: Session) -> None:
         """`session` is gone."""
         slot = self._slot_of.pop(session, None)
         if slot is not None:
-            del self._slots[slot][session]
-            del self._heard[session]
+            self._slots[slot].discard(session)
 
     def expect_expiry(self, session: Session) -> None:
         """Warn before, and close after, the expiry of the identity that `session` has now."""
@@ -104,7 +101,7 @@ class Upkeep:
             port = self._router.hub.port(session)
             if port is None:
                 continue
-            heard = self._heard[session]()
+            heard = port.heard()
             if heard is not None and now - heard > self._silence:
                 port.abort()
                 continue

@@ -4,6 +4,7 @@ import heapq
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,6 +30,12 @@ Permissions: TypeAlias = Callable[[Identity, str], Any]
 """`(user, project)` -> True, False, a collection of grants, or None for "no such project". May be async."""
 
 
+@lru_cache(maxsize=4096)
+def _shared(grants: frozenset[str]) -> frozenset[str]:
+    """One object for equal grants: there are few kinds of people, and many of each."""
+    return grants
+
+
 class Claims(Struct, frozen=True):
     """What a valid token says."""
 
@@ -40,7 +47,7 @@ class Claims(Struct, frozen=True):
 
     def grants(self, project: str) -> frozenset[str]:
         """Grants in one project, those for `*` included."""
-        return self.projects.get(project, frozenset()) | self.projects.get("*", frozenset())
+        return _shared(self.projects.get(project, frozenset()) | self.projects.get("*", frozenset()))
 
 
 class Tokens:

@@ -84,6 +84,8 @@ class GatewayProtocol(WebSocketsSansIOProtocol):
     def start(self) -> Callable[[bytes], None]:
         """The connection is open: bound its buffer, and return the quickest way to write frames."""
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        # Nobody looks at them any more, and they are four of a connection's kilobytes.
+        del self.request, self.response
         return self.transport.write
 
     def backlog(self) -> int:

@@ -33,7 +33,7 @@ def listen(host: str, port: int) -> socket.socket:
     return server
 
 
-def config(app: Any, *, max_message: int, drain: float, log_level: str = "INFO") -> uvicorn.Config:
+def config(app: Any, *, max_message: int, drain: float) -> uvicorn.Config:
     """Uvicorn's settings for a node: our protocol, no compression, no timers of its own for each connection."""
     return uvicorn.Config(
         app,
@@ -44,18 +44,18 @@ def config(app: Any, *, max_message: int, drain: float, log_level: str = "INFO")
         ws_ping_interval=None,  # one shared heartbeat, in `upkeep`
         timeout_graceful_shutdown=int(drain) + 10,
         log_config=None,
-        log_level=log_level.lower(),
+        log_level=None,  # `journal` has set it
         access_log=False,
         lifespan="on",
     )
 
 
-def serve(app: Any, listener: socket.socket, *, max_message: int, drain: float, log_level: str = "INFO") -> None:
+def serve(app: Any, listener: socket.socket, *, max_message: int, drain: float) -> None:
     """Serve until SIGINT or SIGTERM."""
     # What is alive now lives as long as the process. Not walking it in every collection doubles the accept rate at
     # 5,000 connections (research/performance, conclusion 8).
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 1000)
-    server = uvicorn.Server(config(app, max_message=max_message, drain=drain, log_level=log_level))
+    server = uvicorn.Server(config(app, max_message=max_message, drain=drain))
     server.run(sockets=[listener])

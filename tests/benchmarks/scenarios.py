@@ -97,7 +97,7 @@ def throughput(
     """How many a second, and what one of them takes of the server's core: the second holds where the load is the limit."""
     notes = [*flaws(pairs)]
     used = compare(pairs, lambda burst: rate(burst) * cpu(burst) / 1e6)
-    if used.yardstick < 0.9:
+    if used.steady and used.yardstick < 0.9:
         notes.append(f"C had {1 - used.yardstick:.0%} of its core left: the load was its limit, the ratio flatters us")
     together = compare(pairs, lambda burst: max(burst.per_frame, 1.0)).ours
     if together > 1.05:

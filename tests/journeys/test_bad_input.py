@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from router.testing import Clock
 from tests.node import Client, Node, make_token, run_node
@@ -36,6 +37,13 @@ async def raw_client(node: Node, query: str = "", *headers: str, **claims: Any) 
     async with dial(node.port, request) as raw:
         assert json.loads((await raw.frame())[1])["type"] == "welcome"
         yield raw
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def standing() -> AsyncIterator[Node]:
+    """A node that many tests use one after the other, as they leave nothing behind in it."""
+    async with run_node() as running:
+        yield running
 
 
 # -- messages that are answered with `error`
@@ -113,11 +121,12 @@ BAD = {
 }
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("message", "code", "text"), BAD.values(), ids=BAD.keys())
 async def test_a_message_that_is_not_right_is_answered_with_what_is_wrong_and_the_connection_stays(
-    node, message, code, text
+    standing, message, code, text
 ):
-    async with node.client() as client, unharmed(node, client):
+    async with standing.client() as client, unharmed(standing, client):
         await client.send(message)
         error = await client.event("error")
         assert error["message"].startswith(text)
@@ -450,6 +459,7 @@ async def test_a_person_cannot_demand_acknowledgement_or_set_what_the_router_set
 # -- requests
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("path", "header"),
     [
@@ -459,8 +469,8 @@ async def test_a_person_cannot_demand_acknowledgement_or_set_what_the_router_set
         pytest.param("/ws/project/p1", "Sec-WebSocket-Protocol: router.v1, bearer." + "x" * 9000, id="subprotocol"),
     ],
 )
-async def test_a_request_that_is_too_long_is_answered(node, path, header):
-    async with unharmed(node), dial(node.port) as raw:
+async def test_a_request_that_is_too_long_is_answered(standing, path, header):
+    async with unharmed(standing), dial(standing.port) as raw:
         raw.write(upgrade(path, header))
         assert int((await raw.answer()).split()[1]) in (414, 431)
         assert b"x" * 100 not in await raw.rest()

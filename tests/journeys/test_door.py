@@ -1,7 +1,6 @@
 """Who gets in, who is turned away and how, and how long they may stay."""
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import HMACAlgorithm
@@ -62,7 +62,9 @@ async def refusal(node: Node, query: str = "", **options: Any) -> httpx.Response
         async with knock(node, query, **options):
             pass
     response = refused.value.response
-    return httpx.Response(response.status_code, headers=list(response.headers.raw_items()), content=response.body)
+    return httpx.Response(
+        response.status_code, headers=list(response.headers.raw_items()), content=bytes(response.body or b"")
+    )
 
 
 async def turned_away(node: Node, query: str = "", **options: Any) -> tuple[int, str]:
@@ -78,10 +80,18 @@ async def left(node: Node) -> None:
             await asyncio.sleep(0)
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def standing() -> AsyncIterator[Node]:
+    """A node that many tests use one after the other, as they leave nothing behind in it."""
+    async with run_node() as running:
+        yield running
+
+
 # -- where the token may be
 
 
-async def test_a_token_comes_by_subprotocol_header_or_query(node):
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_token_comes_by_subprotocol_header_or_query(standing):
     token = make_token()
     for query, protocols, headers in (
         ("", ("router.v1", f"bearer.{token}"), {}),
@@ -89,23 +99,24 @@ async def test_a_token_comes_by_subprotocol_header_or_query(node):
         ("", ("router.v1",), {"authorization": f"bearer  {token} "}),
         (f"?token={token}", ("router.v1",), {}),
     ):
-        async with knock(node, query, protocols=protocols, **headers) as client:
+        async with knock(standing, query, protocols=protocols, **headers) as client:
             assert (await client.frame())["type"] == "welcome"
 
 
-async def test_the_subprotocol_is_preferred_to_the_header_and_the_header_to_the_query(node):
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_subprotocol_is_preferred_to_the_header_and_the_header_to_the_query(standing):
     good, bad = make_token(), "not-a-token"
     for query, protocols, headers in (
         (f"?token={bad}", ("router.v1", f"bearer.{good}"), bearer(bad)),
         (f"?token={bad}", ("router.v1",), bearer(good)),
     ):
-        async with knock(node, query, protocols=protocols, **headers) as client:
+        async with knock(standing, query, protocols=protocols, **headers) as client:
             assert (await client.frame())["type"] == "welcome"
     for query, protocols, headers in (
         (f"?token={good}", ("router.v1", f"bearer.{bad}"), bearer(good)),
         (f"?token={good}", ("router.v1",), bearer(bad)),
     ):
-        assert (await refusal(node, query, protocols=protocols, **headers)).status_code == 401
+        assert (await refusal(standing, query, protocols=protocols, **headers)).status_code == 401
 
 
 async def test_the_query_can_be_turned_off():
@@ -116,7 +127,8 @@ async def test_the_query_can_be_turned_off():
             assert (await client.frame())["type"] == "welcome"
 
 
-async def test_router_v1_is_selected_and_nothing_that_was_offered_with_the_token_in_it(node):
+@pytest.mark.asyncio(loop_scope="module")
+async def test_router_v1_is_selected_and_nothing_that_was_offered_with_the_token_in_it(standing):
     token = make_token()
     for offered, selected in (
         (("router.v1", f"bearer.{token}"), "router.v1"),
@@ -124,13 +136,14 @@ async def test_router_v1_is_selected_and_nothing_that_was_offered_with_the_token
         ((f"bearer.{token}",), None),
         ((f"bearer.{token}", "graphql-ws"), None),
     ):
-        async with knock(node, protocols=offered) as client:
+        async with knock(standing, protocols=offered) as client:
             assert client.connection.subprotocol == selected
             assert token not in str(client.connection.response.headers)
 
 
-async def test_a_browser_that_is_turned_away_gets_the_subprotocol_too_or_it_would_see_no_code(node):
-    async with knock(node, protocols=("router.v1", "bearer.bad"), Origin=node.url) as client:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_browser_that_is_turned_away_gets_the_subprotocol_too_or_it_would_see_no_code(standing):
+    async with knock(standing, protocols=("router.v1", "bearer.bad"), Origin=standing.url) as client:
         assert client.connection.subprotocol == "router.v1"
         assert (await client.closed())[0] == 4401
 
@@ -173,15 +186,16 @@ BAD_TOKENS: dict[str, tuple[Callable[[], str | None], str]] = {
 }
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("make", "reason"), BAD_TOKENS.values(), ids=BAD_TOKENS.keys())
-async def test_a_bad_token_is_http_401_and_for_browsers_close_4401(node, make, reason):
+async def test_a_bad_token_is_http_401_and_for_browsers_close_4401(standing, make, reason):
     token = make()
     headers = {} if token is None else bearer(token)
-    response = await refusal(node, **headers)
+    response = await refusal(standing, **headers)
     assert (response.status_code, response.headers["content-type"]) == (401, "application/problem+json")
     assert response.headers["www-authenticate"] == "Bearer"
     assert response.json() == {"title": "Unauthorized", "status": 401, "detail": reason, "code": 4401}
-    assert await turned_away(node, **headers) == (4401, reason)
+    assert await turned_away(standing, **headers) == (4401, reason)
 
 
 @pytest.mark.xfail(strict=True, reason="math.isfinite raises OverflowError for an int that no float can hold")
@@ -255,24 +269,27 @@ def signed_with_what_is_public(pem: str) -> str:
 # -- whether they may
 
 
-async def test_a_project_that_one_may_not_see_is_403_and_for_browsers_4403(node):
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_project_that_one_may_not_see_is_403_and_for_browsers_4403(standing):
     for token in (make_token(project="p2"), make_token(grants=("chat", "edit"))):
-        response = await refusal(node, **bearer(token))
+        response = await refusal(standing, **bearer(token))
         assert (response.status_code, response.headers["content-type"]) == (403, "application/problem+json")
         assert (response.json()["detail"], response.json()["code"]) == ("not allowed to see this project", 4403)
-        assert await turned_away(node, **bearer(token)) == (4403, "not allowed to see this project")
+        assert await turned_away(standing, **bearer(token)) == (4403, "not allowed to see this project")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("project", ["a%20b", "%C3%A9", "%ff", "p" * 129, "a:b", "a%0A", "%00"])
-async def test_an_impossible_project_is_404_and_for_browsers_4404(node, project):
+async def test_an_impossible_project_is_404_and_for_browsers_4404(standing, project):
     headers = bearer(make_token(project="*"))
-    response = await refusal(node, path=f"/ws/project/{project}", **headers)
+    response = await refusal(standing, path=f"/ws/project/{project}", **headers)
     assert (response.status_code, response.json()["code"]) == (404, 4404)
-    assert (await turned_away(node, path=f"/ws/project/{project}", **headers))[0] == 4404
+    assert (await turned_away(standing, path=f"/ws/project/{project}", **headers))[0] == 4404
 
 
-async def test_grants_for_all_projects_count_in_each(node):
-    async with node.client("p7", token=make_token(project="*", grants=("view",))) as client:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_grants_for_all_projects_count_in_each(standing):
+    async with standing.client("p7", token=make_token(project="*", grants=("view",))) as client:
         assert client.welcome["type"] == "welcome"
 
 
@@ -321,10 +338,10 @@ async def test_permissions_are_the_applications_own_when_it_has_a_function_for_t
 
 
 async def test_yes_adds_view_to_the_grants_of_the_token(permissions):
-    async with run_node(permissions=f"{permissions}:by_name") as node:
-        async with node.client("yes", token=make_token(project="yes", grants=("chat",))) as client:
-            await client.send(CHAT)
-            assert (await client.event("chat_message"))["content"] == "hello"
+    token = make_token(project="yes", grants=("chat",))
+    async with run_node(permissions=f"{permissions}:by_name") as node, node.client("yes", token=token) as client:
+        await client.send(CHAT)
+        assert (await client.event("chat_message"))["content"] == "hello"
 
 
 @pytest.mark.parametrize("function", ["broken", "odd"])
@@ -353,9 +370,9 @@ async def test_a_page_of_our_own_host_or_of_the_list_may_connect_another_gets_ht
 
 
 async def test_a_star_lets_pages_from_everywhere_connect():
-    async with run_node(allowed_origins=("*",)) as node:
-        async with knock(node, Origin="https://anywhere.example", **bearer(make_token())) as client:
-            assert (await client.frame())["type"] == "welcome"
+    headers = {"Origin": "https://anywhere.example", **bearer(make_token())}
+    async with run_node(allowed_origins=("*",)) as node, knock(node, **headers) as client:
+        assert (await client.frame())["type"] == "welcome"
 
 
 @pytest.mark.xfail(strict=True, reason="urlsplit raises ValueError for it, which ends as a bare 403")
@@ -402,12 +419,11 @@ async def test_who_is_turned_away_takes_no_seat():
 
 
 async def test_one_who_vanishes_leaves_the_seat_too():
-    async with run_node(limit_user=1) as node:
-        async with node.client() as client:
-            client.connection.transport.abort()
-            await left(node)
-            async with node.client() as again:
-                assert again.welcome["type"] == "welcome"
+    async with run_node(limit_user=1) as node, node.client() as client:
+        client.connection.transport.abort()
+        await left(node)
+        async with node.client() as again:
+            assert again.welcome["type"] == "welcome"
 
 
 # -- how long they may stay
@@ -462,6 +478,7 @@ async def test_a_refreshed_token_may_bring_more_grants(tmp_path):
         assert (await client.event("chat_message"))["content"] == "hello"
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("make", "code", "reason"),
     [
@@ -474,8 +491,8 @@ async def test_a_refreshed_token_may_bring_more_grants(tmp_path):
         pytest.param(lambda: make_token(project="p2"), 4403, "not allowed to see this project", id="another project"),
     ],
 )
-async def test_a_refresh_that_is_no_good_ends_the_connection(node, make, code, reason):
-    async with node.client() as client:
+async def test_a_refresh_that_is_no_good_ends_the_connection(standing, make, code, reason):
+    async with standing.client() as client:
         await client.send({"type": "auth_refresh", "token": make()})
         assert await client.closed() == (code, reason)
 
@@ -537,8 +554,9 @@ async def test_an_expiring_token_is_asked_for_anew_and_at_the_end_of_its_grace_t
             assert await plain.closed() == (4401, "token expired")
             await node.publish({"type": "step_started", "step_id": "after"})
             await later.events(lambda event: event.get("step_id") == "after")
-            heard_by_plain = [json.loads(message) async for message in plain.connection]
-            assert [event.get("step_id") for event in heard_by_plain] == ["before"]
+            assert (await plain.frame())["step_id"] == "before"
+            with pytest.raises(ConnectionClosed):  # nothing of the grace, nothing of the expiry
+                await plain.frame()
 
 
 async def test_between_expiry_and_the_end_of_the_grace_nothing_is_delivered_and_a_message_ends_the_connection(node):
@@ -572,7 +590,6 @@ async def test_in_the_grace_a_refresh_brings_everything_back(upkeeps):
             await client.event("chat_message")
 
 
-@pytest.mark.xfail(strict=True, reason="Upkeep never hears of a refresh: only the first token's expiry is watched")
 async def test_the_refreshed_token_expires_too(upkeeps):
     expires = int(time.time()) + 300
     async with run_node(token_grace=25.0) as node:
@@ -652,7 +669,6 @@ async def test_no_token_is_in_log_audit_metrics_or_spans(tmp_path, monkeypatch, 
     spans = "".join(span.to_json() for span in exporter.get_finished_spans())
     assert "[hidden]" in log, "uvicorn logs the query, and at DEBUG the headers and frames"
     assert "websocket_connected" in log
-    assert '"outcome":"refused:4401"' not in records
     assert '"type":"chat_message"' in records
     assert 'router_errors_total{code="4401"} 2.0' in metrics
     assert "handshake" in spans
@@ -683,6 +699,7 @@ async def test_a_token_with_a_space_in_its_header_is_hidden_too(node, server_log
 # -- the rest of the house
 
 
-async def test_other_paths_are_refused(node):
+@pytest.mark.asyncio(loop_scope="module")
+async def test_other_paths_are_refused(standing):
     for path in ("/", "/ws", "/ws/project/", "/ws/project/a/b", "/ws/project/a%2Fb"):
-        assert (await refusal(node, path=path, **bearer(make_token(project="*")))).status_code == 403
+        assert (await refusal(standing, path=path, **bearer(make_token(project="*")))).status_code == 403

@@ -52,7 +52,8 @@ class Stage:
     async def open(self):
         await self.router.start()
         await self.router.open(self.session, self.port, None, 30.0)
-        self.upkeep.add(self.session, lambda: self.heard_at)
+        self.upkeep.add(self.session)
+        self.port.heard = lambda: self.heard_at
         self.port.frames.clear()
         return self
 

@@ -29,7 +29,7 @@ SIZES = (0, 1, 125, 126, 127, 65535, 65536, 300_000)
 
 @asynccontextmanager
 async def serving(application: Application, **settings: Any) -> AsyncIterator[SimpleNamespace]:
-    """uvicorn as `router serve` configures it, in this loop, with `application` behind its WebSockets."""
+    """A server as `router serve` configures it, in this loop, with `application` behind its WebSockets."""
 
     async def whole(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
@@ -494,17 +494,20 @@ async def test_shutdown_answers_a_handshake_that_is_still_under_way():
 
 
 async def test_clients_of_a_draining_node_are_told_when_to_come_back():
-    async with run_node(drain=0.05) as node:
-        async with node.client() as modern, node.client(plain=True, token=make_token("grace")) as plain:
-            await modern.events(lambda e: e["type"] == "presence_joined" and e["user_id"] == "grace")
-            for session in node.router.hub:
-                node.router.hub.port(session)._transport.shutdown()
-            goaway = await modern.frame()
-            assert goaway["type"] == "goaway"
-            assert goaway["reason"] == "restarting"
-            assert 0 <= goaway["retry_after"] <= 0.05
-            assert await modern.closed() == (1012, "restarting")
-            assert await plain.closed() == (1012, "restarting")
+    async with (
+        run_node(drain=0.05) as node,
+        node.client() as modern,
+        node.client(plain=True, token=make_token("grace")) as plain,
+    ):
+        await modern.events(lambda e: e["type"] == "presence_joined" and e["user_id"] == "grace")
+        for session in node.router.hub:
+            node.router.hub.port(session)._transport.shutdown()
+        goaway = await modern.frame()
+        assert goaway["type"] == "goaway"
+        assert goaway["reason"] == "restarting"
+        assert 0 <= goaway["retry_after"] <= 0.05
+        assert await modern.closed() == (1012, "restarting")
+        assert await plain.closed() == (1012, "restarting")
 
 
 # -- HTTP beside it

@@ -34,7 +34,7 @@ async def test_uvicorn_carries_connections_with_our_protocol_and_keeps_its_own_t
     async def application(scope, receive, send):
         raise NotImplementedError
 
-    made = config(application, max_message=1000, drain=3.0, log_level="WARNING")
+    made = config(application, max_message=1000, drain=3.0)
     made.load()
     assert made.ws_protocol_class is GatewayProtocol
     assert (made.ws_max_size, made.ws_per_message_deflate, made.ws_ping_interval) == (1000, False, None)
