@@ -1,7 +1,7 @@
 """Spans that tell where a message went. One a message and station, never one a recipient."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from random import random
 from re import compile as pattern
 from typing import Any
@@ -32,18 +32,25 @@ class Tracing:
         self._tracer: Tracer | None = None if provider is None else provider.get_tracer("event-router")
         self._ratio = ratio
 
-    @contextmanager
     def span(
         self, name: str, kind: SpanKind, parent: str | None = None, attributes: dict[str, Any] | None = None
+    ) -> AbstractContextManager[tuple[Span | None, str | None]]:
+        """Run a block in a span. Gives the span, or None when not sampled, and the trace context to hand on."""
+        if self._tracer is None:
+            return nullcontext((None, parent))
+        return self._span(self._tracer, name, kind, parent, attributes)
+
+    @contextmanager
+    def _span(
+        self, tracer: Tracer, name: str, kind: SpanKind, parent: str | None, attributes: dict[str, Any] | None
     ) -> Iterator[tuple[Span | None, str | None]]:
-        """Run the block in a span. Gives the span, or None when not sampled, and the trace context to hand on."""
         context = _context(parent)
         sampled = context.trace_flags.sampled if context is not None else random() < self._ratio
-        if self._tracer is None or not sampled:
+        if not sampled:
             yield None, parent
             return
         within = None if context is None else trace.set_span_in_context(NonRecordingSpan(context))
-        with self._tracer.start_as_current_span(
+        with tracer.start_as_current_span(
             name,
             context=within,
             kind=kind,

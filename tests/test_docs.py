@@ -138,6 +138,12 @@ def test_every_field_of_a_policy_and_an_envelope_is_described() -> None:
         assert not missing(noun.__struct_fields__, "python.md"), noun.__name__
 
 
+def test_every_module_stands_on_a_floor() -> None:
+    text = (ROOT / "docs" / "explanation" / "the-flow.md").read_text(encoding="utf-8").partition("## Floors")[2]
+    for info in iter_modules(router.__path__):
+        assert f"`{info.name}{'/' if info.ispkg else ''}`" in text, info.name
+
+
 def test_limits_that_are_no_settings_are_told_as_they_are() -> None:
     told = (REFERENCE / "protocol.md").read_text(encoding="utf-8")
     assert f"{Pace().bad_messages_a_minute} bad messages" in told

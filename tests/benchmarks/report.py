@@ -38,8 +38,9 @@ class Figure(Struct, frozen=True):
     def verdict(self) -> str:
         if self.aim is None:
             return ""
-        if self.found.of > 1 and not self.found.steady:
-            return "NOT SETTLED: no steady pair"
+        # One steady pair among many may be chance. Figures of a single pair have no neighbours to disagree with.
+        if self.found.of > 1 and self.found.steady < 2:
+            return "NOT SETTLED: too few steady pairs"
         return "met" if self.aim.met(self.found) else "NOT MET"
 
     def cells(self) -> tuple[str, ...]:
