@@ -9,11 +9,12 @@ from router.envelope import Envelope
 from router.errors import CloseCode
 from router.session import Bookmark, Session
 
-__all__ = ["Hub", "Port"]
+__all__ = ["Hub", "Port", "Views"]
 
 Write: TypeAlias = Callable[[bytes], None]
 
-_Views: TypeAlias = dict[tuple[bool, bool, int | None, tuple[int, ...]], list[bytes]]
+Views: TypeAlias = dict[tuple[bool, bool, int | None, tuple[int, ...]], list[bytes]]
+"""Some envelopes as bytes, for each kind of client that is to be written them."""
 
 SLICE = 500
 """Recipients served before other rooms get a turn: some two milliseconds of sending (research/performance)."""
@@ -205,17 +206,16 @@ class Hub:
     async def deliver(self, envelope: Envelope) -> None:
         """Take one envelope that came through the pipeline. It is written at the next `flush` of its topic."""
         only = envelope.audience.only
-        if only is None:
+        if envelope.replay:
+            self._replays[envelope.topic].append(envelope)
+        elif only is None:
             room = self._rooms.get(envelope.topic)
             if room is not None:
                 room.queue.append(envelope)
-        elif envelope.replay:
-            for id_ in only & self._replays.keys():
-                self._replays[id_].append(envelope)
         else:
             for id_ in only:
                 session = self._by_id.get(id_)
-                if session is not None and envelope.audience.includes(id_, session.grants):
+                if session is not None:
                     self.send(session, [envelope])
 
     async def flush(self, topic: str) -> int:
@@ -235,7 +235,7 @@ class Hub:
         return count
 
     async def _write(self, room: Room, envelopes: Sequence[Envelope]) -> int:
-        views: _Views = {}
+        views: Views = {}
         critical = any(envelope.requires_ack for envelope in envelopes)
         picky = any(envelope.audience.without for envelope in envelopes)
         count = turn = 0
@@ -263,16 +263,22 @@ class Hub:
                         self._expect_acks(session, [envelopes[i] for i in admitted])
         return count
 
-    def send(self, session: Session, envelopes: Sequence[Envelope], floor: int | None = None) -> None:
-        """Write some envelopes to one session: a reply, or what it missed. `floor`: see `wire.numbered`."""
+    def send(
+        self, session: Session, envelopes: Sequence[Envelope], floor: int | None = None, views: Views | None = None
+    ) -> None:
+        """Write to one session what of `envelopes` it may see: a reply, or what it missed.
+
+        `floor`: see `wire.numbered`. `views`: shared with others who are sent the same envelopes.
+        """
         port = self._ports.get(session)
         if port is None or not envelopes:
             return
         floors = [f for f in (floor, session.floor(envelopes[0].topic)) if f is not None]
         cohort = Cohort(session.plain, port.framed, session.grants, min(floors, default=None))
-        for data in _view({}, cohort, envelopes, _admitted(envelopes, cohort)):
+        which = [i for i in _admitted(envelopes, cohort) if envelopes[i].audience.includes(session.id, session.grants)]
+        for data in _view({} if views is None else views, cohort, envelopes, which):
             port.write(data)
-        self._expect_acks(session, envelopes)
+        self._expect_acks(session, [envelopes[i] for i in which])
 
     def say(self, session: Session, payload: bytes) -> None:
         """Write one frame that is not an event."""
@@ -280,12 +286,13 @@ class Hub:
         if port is not None:
             port.write(wire.text_frame(payload) if port.framed else payload)
 
-    def collect(self, session: Session) -> list[Envelope]:
-        """From now on envelopes replayed to `session` land in the returned list, until `collected`."""
-        return self._replays.setdefault(session.id, [])
+    def collect(self, topic: str) -> list[Envelope]:
+        """From now on what is replayed of `topic` lands in the returned list, until `collected`."""
+        return self._replays.setdefault(topic, [])
 
-    def collected(self, session: Session) -> None:
-        self._replays.pop(session.id, None)
+    def collected(self, topic: str) -> None:
+        """See `collect`."""
+        self._replays.pop(topic, None)
 
     # -- acknowledgement
 
@@ -345,7 +352,7 @@ def _admitted(envelopes: Sequence[Envelope], cohort: Cohort) -> list[int]:
 
 
 def _view(
-    views: _Views,
+    views: Views,
     cohort: Cohort,
     envelopes: Sequence[Envelope],
     which: Sequence[int],

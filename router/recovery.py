@@ -5,13 +5,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, TypeAlias
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from router import wire
 from router.brokers.base import Broker, Position
 from router.envelope import Envelope
 from router.errors import Disconnect, Refused
-from router.hub import Hub, Port
+from router.hub import Hub, Port, Views
 from router.lane import Lanes
 from router.pacing import Fault, conflate
 from router.session import Bookmark, Session
@@ -23,6 +24,10 @@ Since: TypeAlias = Mapping[str, tuple[str, Bookmark]]
 
 CATCH_UP_BYTES = 256 * 1024
 """What is written to a client that catches up before looking whether it reads."""
+
+
+KEPT_STRETCHES = 8
+"""Stretches kept for others who missed the same: a room's clients come back together after a restart."""
 
 
 class Holding(Protocol):
@@ -56,11 +61,13 @@ class Recovery:
         self._fault = fault
         self._seen: dict[str, int] = {}
         self._listeners: dict[str, int] = {}
+        self._stretches: dict[tuple[str, Bookmark, int, int | None], _Stretch] = {}
 
     def passed(self, envelope: Envelope) -> None:
         """`envelope` went through the outbound leg: it is history for whoever joins from now on."""
         if envelope.seq and envelope.topic in self._seen:
             self._seen[envelope.topic] = envelope.seq
+            self._stretches.clear()  # the next one to come missed more
 
     async def open(self, session: Session, since: Since | None, ping_every: float, expires_in: float | None) -> bool:
         """See `Router.open`."""
@@ -166,48 +173,93 @@ class Recovery:
         held_since = self._holding.held_since(topic)
         arrived = Bookmark(seen)
         if bookmark.pos < seen:
-            history = await self._broker.history(topic, bookmark.pos)
-            missed = [e for e in history.envelopes if e.seq <= seen and not self._holding.holds(e)]
-            if held_since is not None:
-                has = {e.seq for e in missed if e.seq >= held_since}
-                arrived = Bookmark(held_since - 1, frozenset(has))
-            if not history.complete:
-                here = _place(history.top.epoch, arrived)
+            stretch = await self._stretch(topic, bookmark, seen, held_since)
+            arrived = stretch.arrived
+            if not stretch.complete:
+                here = _place(stretch.epoch, arrived)
                 self._resync(session, topic, here, "history does not reach back that far")
-            elif not await self._catch_up(session, port, topic, missed, arrived.pos):
+            elif not await self._catch_up(session, port, topic, stretch):
                 return
         self._hub.join(session, topic, arrived)
 
-    async def _catch_up(self, session: Session, port: Port, topic: str, missed: Sequence[Envelope], floor: int) -> bool:
-        """Write what was missed, merged, in slices. Returns False when the client stopped reading on the way."""
+    async def _catch_up(self, session: Session, port: Port, topic: str, stretch: "_Stretch") -> bool:
+        """Write what was missed, part by part. Returns False when the client stopped reading on the way."""
         bookmark = session.bookmarks[topic]
-        found = self._hub.collect(session)
-        try:
-            for envelope in conflate(missed, bookmark.known, repeat_critical=bookmark.claimed, fault=self._fault):
-                narrowed = envelope.narrowed(only=frozenset({session.id}))
-                try:
-                    await self._outbound(replace(narrowed, replay=True))
-                except (Refused, Disconnect):
-                    continue  # reported by the pipeline
-        finally:
-            self._hub.collected(session)
         known = set(bookmark.known)
-        while found:
-            part = [found.pop(0)]
-            size = len(wire.body(part[0]))
-            while found and (size := size + len(wire.body(found[0]))) <= CATCH_UP_BYTES:
-                part.append(found.pop(0))
-            self._hub.send(session, part, floor)
-            known.update(envelope.seq for envelope in part)
-            pos = max(bookmark.pos, wire.position(part[-1], floor))
+        for part in stretch.parts:
+            self._hub.send(session, part.envelopes, stretch.arrived.pos, part.views)
+            known.update(envelope.seq for envelope in part.envelopes)
+            pos = max(bookmark.pos, wire.position(part.envelopes[-1], stretch.arrived.pos))
             bookmark = Bookmark(pos, frozenset(seq for seq in known if seq > pos))
             session.bookmarks[topic] = bookmark
-            if found and port.backlog() > CATCH_UP_BYTES:
+            if part is not stretch.parts[-1] and port.backlog() > CATCH_UP_BYTES:
                 await asyncio.sleep(0)  # let the transport send before judging the client by its backlog
                 if port.backlog() > CATCH_UP_BYTES // 2:
                     self._hub.pause(session)
                     return False
         return True
+
+    async def _stretch(self, topic: str, bookmark: Bookmark, seen: int, held_since: int | None) -> "_Stretch":
+        """What somebody with `bookmark` missed, merged and through the pipeline: once for all who missed the same."""
+        key = (topic, bookmark, seen, held_since)
+        found = self._stretches.get(key)
+        if found is not None:
+            return found
+        history = await self._broker.history(topic, bookmark.pos)
+        missed = [e for e in history.envelopes if e.seq <= seen and not self._holding.holds(e)]
+        arrived = Bookmark(seen)
+        if held_since is not None:
+            arrived = Bookmark(held_since - 1, frozenset(e.seq for e in missed if e.seq >= held_since))
+        found = _Stretch(history.top.epoch, history.complete, arrived, [])
+        if history.complete:
+            merged = conflate(missed, bookmark.known, repeat_critical=bookmark.claimed, fault=self._fault)
+            found.parts.extend(_parts(await self._replay(topic, merged)))
+        while len(self._stretches) >= KEPT_STRETCHES:
+            del self._stretches[next(iter(self._stretches))]
+        self._stretches[key] = found
+        return found
+
+    async def _replay(self, topic: str, merged: Sequence[Envelope]) -> list[Envelope]:
+        """Send `merged` through the outbound leg; what comes out at its end."""
+        through = self._hub.collect(topic)
+        try:
+            for envelope in merged:
+                try:
+                    await self._outbound(replace(envelope, replay=True))
+                except (Refused, Disconnect):
+                    continue  # reported by the pipeline
+        finally:
+            self._hub.collected(topic)
+        return through
+
+
+class _Part(Struct, frozen=True):
+    """Some events that are written at once, and what that looks like for each kind of client."""
+
+    envelopes: list[Envelope]
+    views: Views
+
+
+class _Stretch(Struct, frozen=True):
+    """What one was not there for. `arrived` is what somebody has who was told all of it."""
+
+    epoch: str
+    complete: bool
+    arrived: Bookmark
+    parts: list[_Part]
+
+
+def _parts(envelopes: Sequence[Envelope]) -> list[_Part]:
+    """`envelopes` in parts of bounded size."""
+    parts: list[_Part] = []
+    size = 0
+    for envelope in envelopes:
+        size += len(wire.body(envelope))
+        if not parts or size > CATCH_UP_BYTES:
+            parts.append(_Part([], {}))
+            size = len(wire.body(envelope))
+        parts[-1].envelopes.append(envelope)
+    return parts
 
 
 def _place(epoch: str, bookmark: Bookmark) -> wire.Place:

@@ -178,3 +178,23 @@ async def test_it_can_be_read_on_a_phone(page: Page) -> None:
     await page.call("Emulation.setDeviceMetricsOverride", **screen)
     await page.until("innerWidth === 360")
     assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+async def test_a_page_reloaded_in_the_middle_of_an_answer_shows_the_text_so_far_and_the_rest(page: Page) -> None:
+    words = [f"word{number} " for number in range(12)]
+    ask = "[...document.querySelectorAll('[data-viewer=ada] [data-answer]')].map(found => found.textContent).join('|')"
+    for index, word in enumerate(words):
+        last = index == len(words) - 1
+        chunk = {"type": "chat_response_chunk", "stream_id": "r", "content": word, "is_complete": last, "index": index}
+        await publish(page, chunk)
+        if index == 5:
+            await page.until(f"({ask}).includes('word5')")
+            before = await page.evaluate(ask)
+            await page.call("Page.reload")
+            await page.until(both("[data-state=open]"))
+            await page.until(f"({ask}).includes('word5')")
+            assert await page.evaluate(ask) == before
+    await page.until(both("[data-answer=complete]"))
+    text = await page.evaluate(ask)
+    assert "".join(words).strip() in text
+    assert text.count("word3 ") == 1

@@ -4,7 +4,6 @@ import asyncio
 
 from plugins.step import StepCompleted
 from router import Publisher
-
 from tests.node import make_token, run_node
 
 SPECIFIED = [
@@ -242,3 +241,42 @@ async def test_somebody_asks_for_a_step_to_be_stopped_and_everybody_sees_who(nod
         await ada.send({"type": "cancel", "ref": "c2"})
         refused = await ada.event("error")
         assert (refused["code"], refused["ref"]) == ("bad_message", "c2")
+
+
+LAPSING = """
+from router import Event, Lapse, Now, Plugin, Policy
+
+class Opened(Event, frozen=True, tag="opened"):
+    door: str
+
+class Closed(Event, frozen=True, tag="closed"):
+    door: str
+    why: str
+
+opened = Plugin(Opened, Policy(deliver=Now(by=("door",)), lapse=Lapse(0.1, lambda e: Closed(door=e.door, why="lost"))))
+closed = Plugin(Closed, Policy(deliver=Now(by=("door",))))
+"""
+
+
+async def test_what_was_opened_and_is_not_heard_of_any_more_is_closed_for_everybody(tmp_path):
+    (tmp_path / "doors.py").write_text(LAPSING)
+    async with run_node(plugins=(str(tmp_path),)) as node, node.client() as one, node.client(plain=True) as two:
+        await node.publish({"type": "opened", "door": "front"}, {"type": "opened", "door": "back"})
+        await node.publish({"type": "closed", "door": "back", "why": "wind"})
+        for client in (one, two):
+            closed = [await client.event("closed") for _ in range(2)]
+            assert [(event["door"], event["why"]) for event in closed] == [("back", "wind"), ("front", "lost")]
+
+
+async def test_a_disconnect_cancels_nothing_and_an_unacknowledged_event_comes_again_on_resume(node):
+    async with node.client() as client:
+        await node.publish({"type": "step_started", "step_id": "s", "requires_ack": True, "message_id": "m1"})
+        got = await client.event("step_started")
+        assert got["pos"] == 0
+        epoch = client.welcome["epoch"]
+    async with node.client(since=f"{epoch}:0:1") as again:
+        repeated = await again.event("step_started")
+        assert (repeated["redelivered"], repeated["message_id"]) == (True, "m1")
+        await again.send({"type": "ack", "message_id": "m1"})
+        await node.publish({"type": "step_started", "step_id": "t"})
+        assert (await again.event("step_started")).get("pos", 2) == 2

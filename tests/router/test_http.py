@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from tests.node import Client, Node, make_token, run_node
 
@@ -347,11 +349,14 @@ async def test_the_five_figures_of_the_specification_are_counted(node):
 
 async def test_refusals_at_the_door_and_of_messages_are_counted_by_code(node):
     async with http(node, None) as operator, node.client(token=make_token(grants=("view",))) as client:
-        for url in (node.url, f"{node.url}/"):
-            await operator.get(f"{url}ws/project/p1")
+        for token in ("garbage", make_token(project="p2")):
+            with pytest.raises(InvalidStatus):
+                await connect(f"{node.url.replace('http', 'ws')}/ws/project/p1?token={token}")
         await client.send(CHAT)
         await client.event("error")
         now = await figures(operator)
+        assert now("router_errors_total", code="4401") == 1
+        assert now("router_errors_total", code="4403") == 1
         assert now("router_errors_total", code="denied") == 1
         assert now("router_messages_total", leg="inbound", type="chat_message", outcome="refused:denied") == 1
 
@@ -395,19 +400,18 @@ async def test_every_message_is_described_with_all_its_fields(node):
         assert message["name"] == found.plugin.tag
         fields = schemas[message["payload"]["$ref"].rpartition("/")[2]]["properties"]
         assert set(fields) == {"type", *found.plugin.event.__struct_fields__}
-    specified = {
-        "step_started",
-        "step_progress",
-        "step_completed",
-        "step_error",
-        "chat_message",
-        "chat_response_chunk",
-        "project_modified",
-    }
-    assert specified | {"welcome", "batch", "error", "auth_refresh", "ack"} - {"batch"} <= set(messages)
+    assert {"step_started", "step_progress", "step_completed", "step_error"} <= set(messages)
+    assert {"chat_message", "chat_response_chunk", "project_modified"} <= set(messages)
+    assert {"welcome", "resync", "error", "goaway", "ping", "auth_refresh", "ack", "pong"} <= set(messages)
     sent = {each["$ref"].rpartition("/")[2] for each in document["operations"]["send"]["messages"]}
     assert "chat_message" in sent
     assert "step_completed" not in sent
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="`batch` is not described, and most events come in one")
+async def test_the_frame_that_several_events_come_in_is_described(node):
+    async with http(node, None) as developer:
+        assert (await developer.get("/asyncapi.json")).json()["components"]["messages"]["batch"]
 
 
 async def test_every_reference_in_the_description_leads_somewhere(node):

@@ -143,7 +143,7 @@ async def test_critical_events_hold_the_position_back_until_they_are_acknowledge
     def made(text, seq):
         return envelope(critical, Said(text=text, message_id=f"m{seq}", requires_ack=True), seq=seq)
 
-    from msgspec.structs import replace  # noqa: PLC0415
+    from msgspec.structs import replace
 
     await tell(hub, replace(made("a", 1), message_id="m1"))
     await tell(hub, say("b", 2))

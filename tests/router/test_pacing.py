@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router import Append, Event, Latest, Merge, Now, Plugin, Policy
+from router import Append, Event, Latest, Merge, Now, Plugin, Policy, pacing
 from router.pacing import TokenBucket, Window, conflate
 from router.testing import envelope
 
@@ -152,6 +152,18 @@ def test_a_merge_function_that_fails_is_reported_and_both_events_arrive_unmerged
     out += window.flush(101.0)
     assert [e.event.things for e in out] == [(1,), (2,), (3,)]
     assert faults == [("changed", f"its merge function {what}")]
+
+
+def test_a_merge_function_that_takes_long_is_reported_and_both_events_arrive_unmerged(monkeypatch):
+    times = iter([0.0, pacing.SLOW_MERGE * 2])
+    monkeypatch.setattr(pacing, "perf_counter", lambda: next(times))
+    faults = []
+    window = Window(1.0, fault=lambda e, text: faults.append((e.type, text)))
+    out = []
+    for seq in (1, 2, 3):
+        out += window.offer(envelope(changed, Changed(things=(seq,)), seq=seq), 100.0)[0]
+    assert [e.event.things for e in [*out, *window.flush(101.0)]] == [(1,), (2,), (3,)]
+    assert faults == [("changed", "its merge function took 0.100 s, and everybody waited")]
 
 
 def test_merged_events_say_what_both_said():
