@@ -39,7 +39,7 @@ async def test_the_specified_client_receives_every_message_type_unchanged_and_no
         seen = await page.evaluate("client.seen")
         assert seen == SPECIFIED, "what was published arrives unchanged"
         await page.evaluate("client.send({type: 'chat_message', role: 'user', content: 'hello'}); true")
-        await page.until("client.seen.length === %d" % (len(SPECIFIED) + 1))
+        await page.until(f"client.seen.length === {len(SPECIFIED) + 1}")
         said = await page.evaluate("client.seen.at(-1)")
         assert (said["type"], said["content"], said["user_id"]) == ("chat_message", "hello", "ada")
         assert await page.evaluate("client.unknown") == []

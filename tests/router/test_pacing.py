@@ -1,5 +1,7 @@
 """Token buckets and windows. Time is a number here."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -192,7 +194,7 @@ def test_throttled_events_come_at_most_once_a_window_and_the_newest_always_comes
             shown |= {e.event.step: e.event.done for e in released}
     shown |= {e.event.step: e.event.done for e in window.flush(now + 10)}
     assert shown == newest
-    assert all(later - earlier >= 1.0 - 1e-9 for earlier, later in zip(flushes, flushes[1:], strict=False))
+    assert all(later - earlier >= 1.0 - 1e-9 for earlier, later in pairwise(flushes))
 
 
 def test_history_is_merged_as_a_window_would_have():
