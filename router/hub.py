@@ -16,8 +16,8 @@ Write: TypeAlias = Callable[[bytes], None]
 Views: TypeAlias = dict[tuple[bool, bool, int | None, tuple[int, ...]], list[bytes]]
 """Some envelopes as bytes, for each kind of client that is to be written them."""
 
-SLICE = 500
-"""Recipients served before other rooms get a turn: some two milliseconds of sending (research/performance)."""
+SLICE = 200
+"""Recipients served before other rooms get a turn: less than a millisecond of sending (3 to 5 us each)."""
 MAX_BATCH = 64
 """Events in one frame: a flood becomes frames of bounded size."""
 
@@ -241,25 +241,27 @@ class Hub:
         count = turn = 0
         for cohort, members in list(room.cohorts.items()):
             admitted = _admitted(envelopes, cohort)
-            everyone = list(members.items()) if admitted else []
-            for start in range(0, len(everyone), SLICE):
-                part = everyone[start : start + SLICE]
+            if not admitted:
+                continue
+            writes, sessions = list(members.values()), list(members) if picky or critical else []
+            for start in range(0, len(writes), SLICE):
+                part = writes[start : start + SLICE]
                 if turn and turn + len(part) > SLICE:
                     await asyncio.sleep(0)
                     turn = 0
                 turn += len(part)
                 count += len(part)
                 if picky:
-                    for session, write in part:
+                    for session, write in zip(sessions[start : start + SLICE], part, strict=True):
                         theirs = [i for i in admitted if session.id not in envelopes[i].audience.without]
                         for data in _view(views, cohort, envelopes, theirs):
                             write(data)
                 else:
                     for data in _view(views, cohort, envelopes, admitted):
-                        for _, write in part:
+                        for write in part:
                             write(data)
                 if critical:
-                    for session, _ in part:
+                    for session in sessions[start : start + SLICE]:
                         self._expect_acks(session, [envelopes[i] for i in admitted])
         return count
 

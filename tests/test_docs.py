@@ -24,7 +24,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import router
-from router import testing, wire
+from router import http, hub, pacing, port, recovery, testing, upkeep, wire
 from router.catalog import Catalog, Found
 from router.cli import cli
 from router.errors import CloseCode, Refused
@@ -32,9 +32,11 @@ from router.flow import Pace
 from router.metrics import Metrics
 from router.middleware.audit import Record
 from router.plugin import Plugin
+from router.server import serve
 from router.settings import Settings, load
 from tests.docs.blocks import DOCUMENTS, ENVIRONMENT, Block, blocks, check_command, commands
 from tests.docs.generate import PAGES, ROOT, plugins, regenerate
+from tests.docs.javascript import find_node
 
 REFERENCE = ROOT / "docs" / "reference"
 SYBIL = Sybil([PythonCodeBlockParser()])
@@ -144,9 +146,22 @@ def test_every_module_stands_on_a_floor() -> None:
         assert f"`{info.name}{'/' if info.ispkg else ''}`" in text, info.name
 
 
-def test_limits_that_are_no_settings_are_told_as_they_are() -> None:
-    told = (REFERENCE / "protocol.md").read_text(encoding="utf-8")
-    assert f"{Pace().bad_messages_a_minute} bad messages" in told
+FIGURES = [
+    ("reference/protocol.md", f"{Pace().bad_messages_a_minute} bad messages in a minute"),
+    ("reference/protocol.md", f"{upkeep.WARN_BEFORE:g} to {upkeep.WARN_BEFORE + upkeep.WARN_SPREAD:g} s before"),
+    ("reference/protocol.md", f"a list of at most {http.MAX_EVENTS:,}"),
+    ("reference/protocol.md", f"a text of at most {wire.MAX_REF} characters"),
+    ("how-to/write-a-plugin.md", f"takes over {pacing.SLOW_MERGE * 1000:g} ms"),
+    ("explanation/slow-clients.md", f"after each {hub.SLICE}"),
+    ("explanation/slow-clients.md", f"high-water mark, {port.HIGH_WATER // 1024} KiB"),
+    ("explanation/slow-clients.md", f"send buffer is set to {serve.SEND_BUFFER // 1024} KiB"),
+    ("explanation/slow-clients.md", f"{recovery.CATCH_UP_BYTES // 1024} KiB are written"),
+]
+
+
+@pytest.mark.parametrize(("page", "text"), FIGURES)
+def test_figures_that_are_no_settings_are_those_of_the_code(page: str, text: str) -> None:
+    assert text in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
 # -- every page
@@ -256,6 +271,13 @@ def test_toml_on_a_page_is_a_settings_file(block: Block, tmp_path: Path) -> None
     file = tmp_path / "router.toml"
     file.write_text(block.text, encoding="utf-8")
     load(file, {})
+
+
+@every("js")
+def test_javascript_on_a_page_has_no_syntax_error(block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "page.mjs"
+    file.write_text(block.text, encoding="utf-8")
+    subprocess.run([find_node(), "--check", file], check=True, timeout=30)
 
 
 @every("json")

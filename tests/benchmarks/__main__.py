@@ -6,9 +6,12 @@ import sys
 import time
 import traceback
 
-from tests.benchmarks.report import Figure, print_table
+from tests.benchmarks.report import HEAD_BESIDE, Figure, print_notes, print_table
+from tests.benchmarks.rooms import ROOMS
 from tests.benchmarks.scenarios import SCENARIOS, Bench
 from tests.benchmarks.toolchain import Unfit, prepare
+
+ALL = {**SCENARIOS, **ROOMS}
 
 
 def main() -> int:
@@ -16,7 +19,7 @@ def main() -> int:
         prog="python -m tests.benchmarks", description="The router beside the kernel's own limit."
     )
     parser.add_argument("--quick", action="store_true", help="short bursts: to see that all works, not to quote")
-    parser.add_argument("--only", action="append", choices=SCENARIOS, metavar="NAME", help=", ".join(SCENARIOS))
+    parser.add_argument("--only", action="append", choices=ALL, metavar="NAME", help=", ".join(ALL))
     options = parser.parse_args()
     # So that the servers are ended too when somebody ends this.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -27,12 +30,13 @@ def main() -> int:
         return 1
     bench = Bench(cores, pairs=2, seconds=0.7) if options.quick else Bench(cores, pairs=4, seconds=2.0)
     figures: list[Figure] = []
+    rooms: list[Figure] = []
     broken: list[str] = []
-    for name in options.only or SCENARIOS:
+    for name in options.only or ALL:
         started = time.monotonic()
         print(f"{name} …", end=" ", file=sys.stderr, flush=True)
         try:
-            figures.extend(SCENARIOS[name](bench))
+            (figures if name in SCENARIOS else rooms).extend(ALL[name](bench))
         except Exception:
             # The other scenarios still tell something; the exit status remembers this one.
             traceback.print_exc()
@@ -41,6 +45,10 @@ def main() -> int:
     print()
     if figures:
         print_table(figures)
+        print()
+    if rooms:
+        print_table(rooms, HEAD_BESIDE)
+    print_notes([*figures, *rooms])
     for name in broken:
         print(f"COULD NOT MEASURE: {name} (see above)")
     return 1 if broken else 0

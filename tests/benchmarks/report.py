@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from tests.benchmarks.comparison import Comparison
 
-__all__ = ["Aim", "Figure", "ours_at_most", "print_table", "ratio_at_least"]
+__all__ = ["HEAD_BESIDE", "Aim", "Figure", "ours_at_most", "print_notes", "print_table", "ratio_at_least"]
 
 
 class Aim(Struct, frozen=True):
@@ -58,16 +58,21 @@ class Figure(Struct, frozen=True):
 
 
 HEAD = ("figure", "ours", "C", "ratio", "steady", "aim", "")
+HEAD_BESIDE = ("figure: this | beside", "this", "beside", "ratio", "steady", "aim", "")
 
 
-def print_table(figures: Sequence[Figure]) -> None:
-    """The whole result, for people."""
-    rows = [HEAD, *(figure.cells() for figure in figures)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+def print_table(figures: Sequence[Figure], head: tuple[str, ...] = HEAD) -> None:
+    """The result as a table, for people."""
+    rows = [head, *(figure.cells() for figure in figures)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     for row in rows:
         numbers = (cell.rjust(width) for cell, width in zip(row[1:5], widths[1:5], strict=True))
         words = (cell.ljust(width) for cell, width in zip(row[5:], widths[5:], strict=True))
         print("  ".join((row[0].ljust(widths[0]), *numbers, *words)).rstrip())
+
+
+def print_notes(figures: Sequence[Figure]) -> None:
+    """What must be known to read the tables, and which aims are met."""
     print(
         "\nC is a server that does one send() a delivery and nothing else. Only ratios mean anything: machines drift."
     )

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from tests.benchmarks.toolchain import YARDSTICK
 
-__all__ = ["Server", "router", "yardstick"]
+__all__ = ["Server", "router", "token_for", "yardstick"]
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = Path(__file__).parent / "plugins"
@@ -39,6 +39,12 @@ class Server(Struct, frozen=True):
     """Where messages are taken in and only each hundredth is answered."""
     handshake: tuple[str, ...] = ()
     """What else the load must say, and wait for, to be connected: options of wsload."""
+    key: str = ""
+    """What its tokens are signed with."""
+
+    def path_of(self, project: str, user: str = "bench") -> str:
+        """Where to open a project as some user."""
+        return f"/ws/project/{project}?token={token_for(self.key, project, user=user)}"
 
     def settle(self, *, limit: float = 10.0) -> None:
         """Wait until it has cleared up after the last burst, which would otherwise cost the next one."""
@@ -79,15 +85,16 @@ def router(core: int, settings: Mapping[str, str] | None = None) -> Iterator[Ser
             **(settings or {}),
         }
         with process(ROUTER_COMMAND, core, environment, lambda: answers(f"http://127.0.0.1:{port}/readyz")) as pid:
-            path = f"/ws/project/bench?token={token(key)}"
+            path = f"/ws/project/bench?token={token_for(key, 'bench')}"
             handshake = ("--subprotocol", "router.v1", "--ready", '"welcome"')
-            yield Server(name="router", pid=pid, port=port, path=path, sink_path=path, handshake=handshake)
+            yield Server(name="router", pid=pid, port=port, path=path, sink_path=path, handshake=handshake, key=key)
 
 
-def token(key: str) -> str:
+def token_for(key: str, project: str, *, user: str = "bench") -> str:
+    """A token with every grant in `project`."""
     now = int(time.time())
-    grants = {"bench": ["view", "chat", "edit", "publish"]}
-    claims = {"sub": "bench", "iat": now, "exp": now + 2 * LONGEST_LIFE, "projects": grants}
+    grants = {project: ["view", "chat", "edit", "publish"]}
+    claims = {"sub": user, "iat": now, "exp": now + 2 * LONGEST_LIFE, "projects": grants}
     return jwt.encode(claims, key, algorithm="HS256")
 
 

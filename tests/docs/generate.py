@@ -4,7 +4,7 @@ import ast
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 from msgspec import inspect as shape
@@ -88,6 +88,9 @@ def _event(plugin: Plugin) -> Iterator[str]:
             f"Settles: {', '.join(f'`{kind.__struct_config__.tag}`' for kind in policy.settles)} of the same key."
         )
     told.append("History: numbered and kept." if policy.keep else "History: neither numbered nor kept.")
+    if policy.lapse is not None:
+        closing = get_type_hints(policy.lapse.close)["return"].__struct_config__.tag
+        told.append(f"Lapse: {policy.lapse.after:g} s without another event of the same key, `{closing}` is published.")
     if policy.ack:
         told.append("Acknowledgement: always required.")
     if policy.send is not None and policy.cost != 1:

@@ -278,6 +278,7 @@ async def process(*arguments: str, **settings: str) -> AsyncIterator[asyncio.sub
     """The command in a process of its own, which is ended if it has not ended by itself."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ROUTER_")}
     environment |= {f"ROUTER_{name.upper()}": value for name, value in settings.items()}
+    environment["PYTHONPATH"] = str(Path(cli.__file__).parents[1])  # from a folder without a router.toml
     started = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "router.cli", *arguments, env=environment, stdout=-1, stderr=-1, cwd=Path(__file__).parent
     )

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from router import Context, Event, Now, Plugin, Policy
+from router import Context, Event, Latest, Now, Plugin, Policy
 
 
 class BenchTick(Event, frozen=True, tag="bench_tick"):
@@ -16,6 +16,22 @@ class BenchSink(Event, frozen=True, tag="bench_sink"):
     """Taken in; each hundredth of a connection is answered, as the C yardstick does."""
 
     data: dict[str, Any]
+
+
+class BenchProgress(Event, frozen=True, tag="bench_progress"):
+    """Like a step's progress: throttled, the newest of each step survives."""
+
+    step: str
+    n: int
+    message: str = ""
+
+
+class BenchNow(Event, frozen=True, tag="bench_now"):
+    """The same, sent at once."""
+
+    step: str
+    n: int
+    message: str = ""
 
 
 ANSWER = BenchSink(data={"t": 0})
@@ -31,3 +47,5 @@ async def count(_: BenchSink, context: Context) -> None:
 
 bench_tick = Plugin(BenchTick, Policy(send="chat", receive="view", deliver=Now()))
 bench_sink = Plugin(BenchSink, Policy(send="chat", receive="view", deliver=Now()), count)
+bench_progress = Plugin(BenchProgress, Policy(send="chat", deliver=Latest(by=("step",))))
+bench_now = Plugin(BenchNow, Policy(send="chat", deliver=Now()))
