@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from litestar import Litestar
+from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 
 from router import presence, wire
@@ -18,7 +19,7 @@ from router.catalog import Catalog, Found, discover
 from router.errors import Disconnect, Refused, SetupError
 from router.flow import Pace, Router
 from router.gateway import Door, Gateway
-from router.http import refused_response, routes
+from router.http import litestar_response, refused_response, routes
 from router.middleware.auth import Authenticator, Permissions, Tokens
 from router.pipeline import Middleware
 from router.settings import Settings
@@ -54,6 +55,12 @@ def create_router(settings: Settings, catalog: Catalog, *, tracing: Tracing | No
             "no key to verify tokens with: set ROUTER_JWT_KEY (or `jwt_key` in router.toml), "
             "for example to the output of `openssl rand -hex 32`; `router dev` makes one for this machine only"
         )
+    for found in catalog:
+        if found.plugin.policy.cost > settings.limit_burst:
+            raise SetupError(
+                f"`{found.plugin.tag}` of {found.source} costs {found.plugin.policy.cost:g}, more than a user may ever "
+                f"send at once (`limit_burst` = {settings.limit_burst}): it could never pass"
+            )
     tokens = Tokens(
         settings.jwt_key,
         settings.jwt_algorithms,
@@ -112,7 +119,11 @@ def create_app(settings: Settings, *, router: Router | None = None, handlers: Se
     return Litestar(
         [Gateway(router, upkeep, door).handler(), *routes(router), *handlers],
         lifespan=[lifespan],
-        exception_handlers={Refused: refused_response, Disconnect: refused_response},
+        exception_handlers={
+            Refused: refused_response,
+            Disconnect: refused_response,
+            HTTPException: litestar_response,
+        },
         openapi_config=OpenAPIConfig(title="Event Router", version="1"),
         request_max_body_size=16 * 1024 * 1024,
         logging_config=None,

@@ -11,8 +11,13 @@ from router.catalog import Catalog
 __all__ = ["describe"]
 
 _SERVER_FRAMES = (
-    wire.Welcome, wire.Resync, wire.TokenExpiring, wire.TokenRefreshed, wire.Error, wire.GoAway, wire.Ping,
+    wire.Welcome, wire.Batch, wire.Resync, wire.TokenExpiring, wire.TokenRefreshed, wire.Error, wire.GoAway, wire.Ping,
 )  # fmt: skip
+_ADDED = (
+    "To `router.v1` clients the router adds to events: `seq`, the number in the topic; `pos`, up to where the client "
+    "then has everything, where that differs from `seq`; `topic` (`user` or `all`), absent for the project; "
+    "`redelivered` on a critical event that was sent before."
+)
 _CLIENT_FRAMES = (wire.Ack, wire.Pong, wire.AuthRefresh)
 
 
@@ -29,7 +34,7 @@ def describe(catalog: Catalog) -> dict[str, Any]:
     send += [str(f.__struct_config__.tag) for f in _CLIENT_FRAMES]
     return {
         "asyncapi": "3.0.0",
-        "info": {"title": "Event Router", "version": "1"},
+        "info": {"title": "Event Router", "version": "1", "description": _ADDED},
         "channels": {
             "project": {
                 "address": "/ws/project/{project_uuid}",

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -18,6 +19,7 @@ from router import app as application
 from router import journal, settings
 from router.dev import GRANTS, PROJECT, demo_routes, make_token
 from router.errors import RouterError, SetupError
+from router.middleware.auth import read_key
 from router.publisher import Publisher
 from router.server.serve import listen, serve
 
@@ -69,9 +71,9 @@ def dev(file: Path | None, **arguments: Any) -> None:
         raise SetupError(
             f"`router dev` hands tokens to everybody who asks, so it listens on 127.0.0.1, not {chosen.host}"
         )
-    key = chosen.jwt_key or token_hex(32)
+    key = read_key(chosen.jwt_key) or token_hex(32)
     chosen = msgspec.structs.replace(chosen, jwt_key=key, jwt_algorithms=("HS256",), drain=0.0)
-    quiet = "WARNING" if chosen.log_level == "INFO" else chosen.log_level
+    quiet: Any = "WARNING" if chosen.log_level == "INFO" else chosen.log_level
     journal.configure(quiet)
     router = application.create_router(chosen, application.build_catalog(chosen))
     chosen = msgspec.structs.replace(chosen, log_level=quiet)
@@ -99,7 +101,8 @@ def _run(chosen: settings.Settings, app: Any, key: str | None = None) -> None:
             "Ctrl-C ends it.",
         )
         sys.stdout.flush()
-    serve(app, listener, max_message=chosen.limit_message, drain=chosen.drain)
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how one ends it, not an error
+        serve(app, listener, max_message=chosen.limit_message, drain=chosen.drain)
 
 
 @cli.command("plugins")
@@ -163,11 +166,12 @@ def token(
 ) -> None:
     """Make a token for development, signed with the secret in the settings. PROJECT `*` means all."""
     chosen, _ = _settings(file, **arguments)
-    if not chosen.jwt_key or chosen.jwt_key.startswith("-----BEGIN") or chosen.jwt_algorithms[0] != "HS256":
+    key = read_key(chosen.jwt_key)
+    if not key or key.startswith("-----BEGIN") or chosen.jwt_algorithms[0] != "HS256":
         raise SetupError(
             "`router token` signs with a secret: set ROUTER_JWT_KEY to the one that the router has (HS256)"
         )
-    click.echo(make_token(chosen.jwt_key, user, project, grants=grants, lifetime=lifetime))
+    click.echo(make_token(key, user, project, grants=grants, lifetime=lifetime))
 
 
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:

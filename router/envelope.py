@@ -32,7 +32,7 @@ class Envelope(Struct, frozen=True, kw_only=True):
     payload: bytes | None = None
     """The event's JSON as the publisher wrote it, kept so that it arrives unchanged. Gone once the event changes."""
     message_id: str | None = None
-    """Same id, same message: it is published once however often it is tried, and acknowledged by this id."""
+    """Same id, same message: it is published once however often it is tried."""
     seq: int = 0
     """Its number in its topic, given by the broker. 0: not numbered, not kept."""
     first: int = 0
@@ -54,6 +54,11 @@ class Envelope(Struct, frozen=True, kw_only=True):
     def type(self) -> str:
         tag = type(self.event).__struct_config__.tag
         return tag if isinstance(tag, str) else type(self.event).__name__
+
+    @property
+    def ack_id(self) -> str | None:
+        """What a client acknowledges it by: the id that is in the event, whatever id it was published under."""
+        return self.event.message_id
 
     @property
     def requires_ack(self) -> bool:

@@ -92,8 +92,8 @@ class TooLarge(Refused):
 class Denied(Refused):
     code = "denied"
 
-    def __init__(self, grant: str) -> None:
-        super().__init__(f"this needs the grant `{grant}` on this project")
+    def __init__(self, grant: str, where: str = "this project") -> None:
+        super().__init__(f"this needs the grant `{grant}` on {where}")
         self.grant = grant
 
 

@@ -106,5 +106,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     """What one of a client's messages takes from its user's rate (10 a second)."""
     debounce: float = 0.0
     """Seconds: of what one client sends within them, only the newest goes on. The first goes at once. 0: off."""
+    internal: bool = False
+    """Only the router itself publishes it."""
     plain: bool = True
     """Whether clients that did not offer `router.v1` get it: they know what the specification names, no more."""

@@ -86,7 +86,7 @@ class Router:
         self.presence = Presence(self._announce, clock, grace=pace.presence_grace)
         self.lapses = Lapses(wall)
         self.receipts = Receipts()
-        self.auth = Auth(authenticate, wall, grace=pace.token_grace)
+        self.auth = Auth(authenticate, wall, self._suspend, grace=pace.token_grace)
         self.audit = Audit(audit, wall)
         self._coalesce = Coalesce(
             clock, self._later, every=pace.broadcast_every, report=self._report, fault=self._merge_failed
@@ -194,7 +194,8 @@ class Router:
         """An event that a backend wrote as JSON, and its bytes ready for `publish`. Raises `BadMessage`."""
         head = wire.read_head(data)
         wire.refuse_reserved(head)
-        self.catalog.plugin(head.type)
+        if self.catalog.plugin(head.type).policy.internal:
+            raise BadMessage(f"`{head.type}` is published by the router itself - at `$.type`")
         event: Event = wire.read(self.catalog.decoder(head.type), data)
         return event, bytes(data).strip()
 
@@ -274,7 +275,7 @@ class Router:
             if message.message_id is None and message.pos is None:
                 raise BadMessage("`ack` needs `message_id` or `pos`")
             for envelope in self.hub.acknowledge(session, message_id=message.message_id, pos=message.pos):
-                self.receipts.acknowledged(envelope.message_id, session.user)
+                self.receipts.acknowledged(envelope.ack_id, session.user)
         return None
 
     def refuse(self, session: Session, refusal: Refused, ref: str | None = None, *, bad: bool = False) -> None:
@@ -328,6 +329,7 @@ class Router:
         self.hub.refile(session, change)
         self.auth.watch(session.id, fresh.expires_at)
         self.on_refresh(session)
+        self._recovery.readmit(session)
         self.hub.say(session, wire.encode(wire.TokenRefreshed(expires_in=self._remaining(fresh))))
 
     # -- sessions
@@ -347,6 +349,11 @@ class Router:
         self.auth.forget(session.id)
         self._bad.pop(session.id, None)
         await self._recovery.close(session)
+
+    def _suspend(self, session: str) -> None:
+        found = self.hub.session(session)
+        if found is not None:
+            self.hub.suspend(found)
 
     def slow(self, session: Session) -> None:
         """`session` does not read fast enough: out of its rooms until it does."""

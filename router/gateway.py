@@ -99,7 +99,7 @@ class Gateway:
     async def _connection(self, socket: GatewaySocket, project: str) -> AsyncIterator[None]:
         """One connection from handshake to goodbye."""
         try:
-            session, since = await self._admit(socket, project)
+            session, since = await self._admit_safely(socket, project)
         except Disconnect as refused:
             self._router.metrics.error(str(int(refused.code)))
             log.info(
@@ -135,6 +135,17 @@ class Gateway:
             with suppress(WebSocketDisconnect):
                 yield
 
+    async def _admit_safely(self, socket: GatewaySocket, project: str) -> tuple[Session, Any]:
+        """`_admit`, with whatever else goes wrong in it (an application's `permissions`) as a refusal."""
+        try:
+            return await self._admit(socket, project)
+        except Disconnect:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__} at {place(error)}"
+            log.error("handshake failed: %s", what, extra={"event": "handshake_failed", "project_uuid": project[:128]})
+            raise Disconnect(CloseCode.INTERNAL_ERROR, "internal error", retry_after=self._door.retry_after) from None
+
     async def _admit(self, socket: GatewaySocket, project: str) -> tuple[Session, Any]:
         """Who it is, whether they may, and whether there is room. Raises `Disconnect` if not. Takes a seat."""
         self._check_origin(socket)
@@ -166,7 +177,7 @@ class Gateway:
                 router.slow(session)
 
         port.listen(writable, lambda: self._goodbye(session))
-        router.metrics.opened(recovering=since is not None)
+        router.metrics.opened(recovering=any(epoch for epoch, _ in (since or {}).values()))
         self._upkeep.add(session)
         recovered = await router.open(session, port, since, self._upkeep.ping_every)
         await router.presence.enter(session.project, session.user)
@@ -182,8 +193,10 @@ class Gateway:
         if socket.present:
             router.presence.leave(session.project, session.user)
         self._upkeep.remove(session)
-        await router.close(session)
-        await router.broker.release(session.user, session.project)
+        try:
+            await router.close(session)
+        finally:
+            await router.broker.release(session.user, session.project)
         if socket.port is not None:
             seconds = time.monotonic() - socket.began
             router.metrics.closed(seconds)
@@ -247,7 +260,7 @@ def _forget_handshake(socket: GatewaySocket) -> None:
 async def _refuse(socket: GatewaySocket, refused: Disconnect) -> None:
     """Tell a client that it may not connect, in the way that it can understand.
 
-    Browsers see 1006 without a reason for every HTTP refusal (research/platform, finding 2), so they are let in
+    Browsers see 1006 without a reason for every HTTP refusal, so they are let in
     and closed with a code; all others get the HTTP status.
     """
     foreign = isinstance(refused, _ForeignOrigin)
@@ -259,7 +272,13 @@ async def _refuse(socket: GatewaySocket, refused: Disconnect) -> None:
     status, title = _HTTP.get(refused.code, (503, "Service Unavailable"))
     if refused.reason == _FULL["system"]:
         status, title = 503, "Service Unavailable"
-    problem = {"title": title, "status": status, "detail": refused.reason, "code": int(refused.code)}
+    problem = {
+        "title": title,
+        "status": status,
+        "detail": refused.reason,
+        "code": title.lower().replace(" ", "_"),
+        "close_code": int(refused.code),
+    }
     headers = [(b"content-type", b"application/problem+json")]
     if refused.retry_after is not None:
         headers.append((b"retry-after", b"%d" % max(1, round(refused.retry_after))))

@@ -1,11 +1,13 @@
 """The HTTP side: publish, presence, health, metrics, the description of all messages, and the browser client."""
 
 import asyncio
+from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated, Any
 
 import msgspec
 from litestar import MediaType, Request, Response, get, post
+from litestar.exceptions import HTTPException
 from litestar.params import FromPath, HeaderParameter, QueryParameter
 from msgspec import Raw
 
@@ -16,7 +18,7 @@ from router.flow import Router
 from router.session import topics_of
 from router.tracing import valid_traceparent
 
-__all__ = ["problem", "refused_response", "routes"]
+__all__ = ["litestar_response", "problem", "refused_response", "routes"]
 
 MAX_EVENTS = 1000
 IdempotencyKey = Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=200)]
@@ -49,7 +51,14 @@ def refused_response(_: Any, error: Exception) -> Response[bytes]:
         return problem(status, title, error.message, error.code)
     assert isinstance(error, Disconnect)
     status, title = _ENDED.get(error.code, (403, "Forbidden"))
-    return problem(status, title, error.reason, "denied" if status == 403 else title.lower().replace(" ", "_"))
+    return problem(status, title, error.reason, title.lower().replace(" ", "_"))
+
+
+def litestar_response(_: Any, error: Exception) -> Response[bytes]:
+    """What Litestar itself refuses (a body that is too big, a header that does not fit), in the same form."""
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    return problem(error.status_code, title, error.detail or title, title.lower().replace(" ", "_"))
 
 
 def _grants(router: Router, request: Request[Any, Any, Any], project: str) -> frozenset[str]:
@@ -59,7 +68,7 @@ def _grants(router: Router, request: Request[Any, Any, Any], project: str) -> fr
 
 def _need(router: Router, request: Request[Any, Any, Any], grant: str, project: str) -> None:
     if grant not in _grants(router, request, project):
-        raise Denied(grant)
+        raise Denied(grant, "all projects (`*`)" if project == "*" else "this project")
 
 
 async def _publish(

@@ -101,8 +101,11 @@ class Hub:
         self._by_id: dict[str, Session] = {}
         self._rooms: dict[str, Room] = {}
         self._replays: dict[str, list[Envelope]] = {}
+        self._given_up: list[tuple[Session, Envelope]] = []
         self.slow: dict[Session, float] = {}
         """Sessions that do not read fast enough, and since when."""
+        self.suspended: set[Session] = set()
+        """Sessions whose token has expired: they get nothing until they bring a fresh one."""
         self.awaiting: set[Session] = set()
         """Sessions that have something unacknowledged."""
 
@@ -126,6 +129,7 @@ class Hub:
         self._ports.pop(session, None)
         self._by_id.pop(session.id, None)
         self.slow.pop(session, None)
+        self.suspended.discard(session)
         self.awaiting.discard(session)
 
     def port(self, session: Session) -> Port | None:
@@ -196,6 +200,13 @@ class Hub:
             for topic in session.topics:
                 self.leave(session, topic)
             self.slow.setdefault(session, self._clock())
+
+    def suspend(self, session: Session) -> None:
+        """`session` may not hear more for now: out of the fast set until it may again."""
+        if session in self._ports:
+            for topic in session.topics:
+                self.leave(session, topic)
+            self.suspended.add(session)
 
     @staticmethod
     def _cohort(session: Session, port: Port, topic: str) -> Cohort:
@@ -300,7 +311,7 @@ class Hub:
 
     def _expect_acks(self, session: Session, envelopes: Sequence[Envelope]) -> None:
         waiting = [
-            e for e in envelopes if e.requires_ack and e.message_id and e.audience.includes(session.id, session.grants)
+            e for e in envelopes if e.requires_ack and e.ack_id and e.audience.includes(session.id, session.grants)
         ]
         if not waiting or (session.plain and not all(e.policy.plain for e in waiting)):
             return
@@ -309,7 +320,9 @@ class Hub:
 
         def remember() -> None:
             for envelope in waiting:
-                session.expect_ack(envelope, due)
+                crowded_out = session.expect_ack(envelope, due)
+                if crowded_out is not None:
+                    self._given_up.append((session, crowded_out.envelope))
 
         self.refile(session, remember)
 
@@ -323,8 +336,8 @@ class Hub:
         return done
 
     def redeliver(self, now: float, tries: int) -> list[tuple[Session, Envelope]]:
-        """Send again what is due. Returns what was sent `tries` times in vain and is given up."""
-        given_up = []
+        """Send again what is due. Returns what is given up: sent `tries` times in vain, or crowded out."""
+        given_up, self._given_up = self._given_up, []
         for session in list(self.awaiting):
             for id_, waiting in list((session.unacknowledged or {}).items()):
                 if waiting.due > now or session in self.slow:

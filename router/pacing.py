@@ -82,7 +82,7 @@ class Window:
     The first event goes at once; what comes within the window is merged by key (type, subject, audience) and goes
     out together when it ends. Types with an `every` of their own have a window of their own.
 
-    Invariants (architecture.md, Delivery): nothing overtakes itself; every released envelope carries the position
+    Invariants (docs/explanation/delivery.md): nothing overtakes itself; every released envelope carries the position
     `pos` below which nothing is held any more.
     """
 

@@ -22,7 +22,7 @@ class PresenceLeft(Event, frozen=True, tag="presence_left"):
     user_id: str
 
 
-_SEEN_BY_VIEWERS = Policy(deliver=Now(by=("user_id",)), keep=False, plain=False)
+_SEEN_BY_VIEWERS = Policy(deliver=Now(by=("user_id",)), keep=False, plain=False, internal=True)
 PLUGINS = (Plugin(PresenceJoined, _SEEN_BY_VIEWERS), Plugin(PresenceLeft, _SEEN_BY_VIEWERS))
 
 

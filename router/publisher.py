@@ -1,6 +1,8 @@
 """What backends import: publishes typed events to a router. Needs no Litestar."""
 
+import asyncio
 from collections.abc import Mapping
+from random import uniform
 from types import TracebackType
 from typing import Any, Self, overload
 from urllib.parse import quote
@@ -14,6 +16,9 @@ from router.errors import BadMessage, Denied, RateLimited, Refused, TooLarge, Un
 from router.event import Event
 
 __all__ = ["Acknowledged", "Publisher"]
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
+"""Seconds between tries, doubled each time and drawn at random below that: together enough for a restart."""
 
 _REFUSALS: Mapping[str, type[Refused]] = {
     "bad_message": BadMessage,
@@ -48,7 +53,7 @@ class Publisher:
         token: str,
         *,
         timeout: float = 10.0,
-        tries: int = 3,
+        tries: int = 5,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """`timeout`: seconds for one try; `tries`: how often a publish is tried while the router is away."""
@@ -117,7 +122,9 @@ class Publisher:
     async def _post(self, path: str, body: bytes, message_id: str | None, *, extra: float = 0.0) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Idempotency-Key": message_id or uuid4().hex}
         away: Exception | None = None
-        for _ in range(self._tries):
+        for attempt in range(self._tries):
+            if attempt:
+                await asyncio.sleep(uniform(0, min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)))
             try:
                 response = await self._client.post(path, content=body, headers=headers, timeout=self._timeout + extra)
             except httpx.TransportError as error:

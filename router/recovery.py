@@ -121,6 +121,13 @@ class Recovery:
             for topic in session.topics:
                 self._lanes.put(topic, partial(self._enter, session, topic))
 
+    def readmit(self, session: Session) -> None:
+        """`session` was suspended and may hear again: bring it up to date and back into its rooms."""
+        if session in self._hub.suspended:
+            self._hub.suspended.discard(session)
+            for topic in session.topics:
+                self._lanes.put(topic, partial(self._enter, session, topic))
+
     def _resync(self, session: Session, topic: str, place: wire.Place, reason: str) -> None:
         label = wire.topic_label(topic)
         frame = wire.Resync(epoch=place.epoch, pos=place.pos, known=place.known, reason=reason, topic=label)
@@ -167,7 +174,7 @@ class Recovery:
         """
         await self._hub.flush(topic)
         port = self._hub.port(session)
-        if port is None or session in self._hub.slow:
+        if port is None or session in self._hub.slow or session in self._hub.suspended:
             return
         bookmark, seen = session.bookmarks[topic], self._seen[topic]
         held_since = self._holding.held_since(topic)

@@ -60,13 +60,13 @@ class Session:
 
     def expect_ack(self, envelope: Envelope, due: float) -> Unacknowledged | None:
         """Remember a critical event that was just sent. Returns the oldest one when it had to be given up for it."""
-        assert envelope.message_id is not None
+        assert envelope.ack_id is not None
         if self.unacknowledged is None:
             self.unacknowledged = {}
         given_up = None
-        if len(self.unacknowledged) >= self.MAX_UNACKNOWLEDGED and envelope.message_id not in self.unacknowledged:
+        if len(self.unacknowledged) >= self.MAX_UNACKNOWLEDGED and envelope.ack_id not in self.unacknowledged:
             given_up = self.unacknowledged.pop(next(iter(self.unacknowledged)))
-        self.unacknowledged.setdefault(envelope.message_id, Unacknowledged(envelope, due))
+        self.unacknowledged.setdefault(envelope.ack_id, Unacknowledged(envelope, due))
         return given_up
 
     def acknowledge(self, *, message_id: str | None = None, pos: int | None = None) -> list[Envelope]:

@@ -4,7 +4,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -62,7 +62,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`otlp` (with the OTEL_EXPORTER_OTLP_* variables), `console`, or empty for none."""
     trace_ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """Share of messages that are traced."""
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least level that is logged."""
     limit_user: Positive = 10
     """Connections of one user."""

@@ -24,7 +24,7 @@ def valid_traceparent(value: object) -> str | None:
 class Tracing:
     """Makes spans for the `ratio` of messages that are sampled; the others touch no OpenTelemetry at all.
 
-    Even an unsampled span costs 2.4 to 4.6 microseconds (research/performance 9), so the dice are thrown here. A
+    Even an unsampled span costs 2.4 to 4.6 microseconds (docs/decisions/0001), so the dice are thrown here. A
     message that comes with a trace context follows that context's decision.
     """
 

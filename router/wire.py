@@ -71,6 +71,14 @@ class Welcome(Frame, frozen=True, kw_only=True, tag="welcome"):
     ping_every: float
 
 
+class Batch(Frame, frozen=True, kw_only=True, tag="batch"):
+    """Several events of one topic. Each has its own `type`, `seq` and, where it differs, `pos`."""
+
+    events: list[dict[str, Any]]
+    pos: int | None = None
+    topic: str | None = None
+
+
 class Resync(Frame, frozen=True, kw_only=True, tag="resync"):
     """Continuity is lost: reload the state, then go on from `pos`."""
 
@@ -215,8 +223,8 @@ def topic_label(topic: str) -> str | None:
 def numbered(envelope: Envelope, *, floor: int | None = None, redelivered: bool = False) -> bytes:
     """The event for a `router.v1` client: the publisher's bytes with `seq`, `pos` and `topic` added at the end.
 
-    `floor`: the client's own position does not pass it (a critical event is unacknowledged). Splicing costs a
-    seventh of encoding again (research/platform 3.3) and leaves every byte of the publisher's alone.
+    `floor`: the client's own position does not pass it (a critical event is unacknowledged). Splicing
+    costs a fraction of encoding again, and leaves every byte of the publisher's alone.
     """
     event = body(envelope)
     label = topic_label(envelope.topic)
@@ -266,6 +274,10 @@ def critical(event: E, payload: bytes | None, message_id: str) -> tuple[E, bytes
     """The event, and its JSON if there is any, with the mark and the id that it is acknowledged by."""
     added = b"" if event.message_id else b',"message_id":' + encode(message_id)
     added += b"" if event.requires_ack else b',"requires_ack":true'
-    if payload is not None:
+    if payload is not None and added and (b'"message_id"' in payload or b'"requires_ack"' in payload):
+        # It names them without meaning it (null, false): set them in place, where adding would name them twice.
+        fields = {**msgspec.json.decode(payload), "message_id": event.message_id or message_id, "requires_ack": True}
+        payload = encode(fields)
+    elif payload is not None:
         payload = payload[:-1] + added + b"}"
     return replace(event, message_id=event.message_id or message_id, requires_ack=True), payload

@@ -1,5 +1,6 @@
 """One record for each message, whatever became of it."""
 
+import logging
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -11,6 +12,11 @@ from router.envelope import Envelope, Leg
 from router.pipeline import DELIVERED, Forward
 
 __all__ = ["Audit", "Record"]
+
+log = logging.getLogger("router")
+
+COMPLAIN_EVERY = 60.0
+"""Seconds between two log lines about a file that cannot be written."""
 
 
 class Record(Struct, frozen=True, omit_defaults=True):
@@ -35,14 +41,17 @@ class Record(Struct, frozen=True, omit_defaults=True):
 class Audit:
     """Last in the list: writes `delivered` for what came through; `report` writes the outcome of what did not.
 
-    Records are JSON lines in a buffered file: half a microsecond each instead of six through `logging`
-    (research/performance 9). `flush` is called every second and at the end.
+    Records are JSON lines in a buffered file: half a microsecond each instead of six through `logging`.
+    `flush` is called every second and at the end.
     """
 
     def __init__(self, file: BinaryIO | None, clock: Callable[[], float]) -> None:
         self._file = file
         self._clock = clock
         self._encoder = msgspec.json.Encoder()
+        self._complain_at = 0.0
+        self.lost = 0
+        """Times that the file could not be written."""
 
     async def __call__(self, envelope: Envelope, forward: Forward) -> None:
         await forward(envelope)
@@ -60,7 +69,7 @@ class Audit:
             outcome=outcome,
             user=None if envelope.sender is None else envelope.sender.user,
             session=envelope.session,
-            message_id=envelope.message_id,
+            message_id=envelope.ack_id or envelope.message_id,
             seq=envelope.seq,
             merged_from=envelope.first if envelope.first != envelope.seq else 0,
             size=len(envelope.payload or b""),
@@ -78,19 +87,32 @@ class Audit:
         """Write that one person never acknowledged a critical message."""
         if self._file is not None:
             record = Record(self._clock(), "outbound", envelope.type, envelope.topic, "unacknowledged", user, session)
-            self._write(replace(record, message_id=envelope.message_id, seq=envelope.seq))
+            self._write(replace(record, message_id=envelope.ack_id, seq=envelope.seq))
 
     def _write(self, record: Record) -> None:
         assert self._file is not None
-        self._file.write(self._encoder.encode(record) + b"\n")
+        line = self._encoder.encode(record) + b"\n"
+        self._attempt(lambda file: file.write(line))
 
     def flush(self) -> None:
         """Hand what is buffered to the operating system."""
         if self._file is not None:
-            self._file.flush()
+            self._attempt(lambda file: file.flush())
 
     def close(self) -> None:
         """Flush and close the file."""
         if self._file is not None:
-            self._file.close()
+            self._attempt(lambda file: file.close())
             self._file = None
+
+    def _attempt(self, use: Callable[[BinaryIO], object]) -> None:
+        """A full disk must not stop messages: it is logged once a minute, and counted, until there is room again."""
+        assert self._file is not None
+        try:
+            use(self._file)
+        except OSError as error:
+            self.lost += 1
+            if self._clock() >= self._complain_at:
+                self._complain_at = self._clock() + COMPLAIN_EVERY
+                fields = {"event": "audit_failed", "lost": self.lost}
+                log.error("the audit log cannot be written: %s", error.strerror, extra=fields)

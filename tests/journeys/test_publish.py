@@ -1,6 +1,7 @@
 """The main job: a published event reaches everyone who has the project open."""
 
 import asyncio
+import time
 
 from plugins.step import StepCompleted
 from router import Publisher
@@ -280,3 +281,27 @@ async def test_a_disconnect_cancels_nothing_and_an_unacknowledged_event_comes_ag
         await again.send({"type": "ack", "message_id": "m1"})
         await node.publish({"type": "step_started", "step_id": "t"})
         assert (await again.event("step_started")).get("pos", 2) == 2
+
+
+async def test_an_event_with_an_id_of_its_own_is_acknowledged_by_it_whatever_key_it_was_published_under(node):
+    async with node.client() as ada, Publisher(node.url, make_token("backend", "*", ("publish",))) as publisher:
+        event = StepCompleted(step_id="s", result={}, message_id="mine")
+        asked = asyncio.create_task(publisher.publish("p1", event, acknowledged=10.0))
+        assert (await ada.event("step_completed"))["message_id"] == "mine"
+        await ada.send({"type": "ack", "message_id": "mine"})
+        assert (await asked).missing == []
+
+
+async def test_what_comes_between_expiry_and_a_late_refresh_is_caught_up_on(node):
+    soon = make_token(exp=int(time.time()) + 1)
+    async with node.client(token=soon) as client:
+        await node.publish({"type": "step_started", "step_id": "before"})
+        (session,) = node.router.hub
+        node.router.auth.watch(session.id, time.time() - 1)
+        await node.publish({"type": "step_started", "step_id": "between"})
+        assert session in node.router.hub.suspended
+        await client.send({"type": "auth_refresh", "token": make_token()})
+        await client.event("token_refreshed")
+        await node.publish({"type": "step_started", "step_id": "after"})
+        seen = await client.events(lambda event: event.get("step_id") == "after")
+        assert [event["step_id"] for event in seen if "step_id" in event][-2:] == ["between", "after"]

@@ -355,12 +355,14 @@ async def test_end_takes_the_answer_of_a_client_whose_messages_nobody_reads():
         opened.set_result(scope["extensions"][EXTENSION])
         await asyncio.Event().wait()
 
-    async with serving(application) as here, connect(here.url, compression=None) as client:
+    async with serving(application) as here, connect(here.url, compression=None, close_timeout=None) as client:
         protocol = await opened
+        protocol.close_timeout = 3600
         await client.send("unread")
         await until(lambda: protocol.read_paused)
         protocol.end(CloseCode.UNAUTHENTICATED, "token expired")
-        await client.wait_closed()
+        async with asyncio.timeout(10):
+            await client.wait_closed()
         assert client.close_code == 4401
         await until(lambda: not here.connections)
 
