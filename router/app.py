@@ -17,6 +17,7 @@ from router.brokers.base import Broker, Limits
 from router.brokers.memory import MemoryBroker
 from router.catalog import Catalog, Found, discover
 from router.errors import Disconnect, Refused, SetupError
+from router.event import Event, Policy
 from router.flow import Pace, Router
 from router.gateway import Door, Gateway
 from router.http import litestar_response, refused_response, routes
@@ -50,6 +51,12 @@ def create_router(settings: Settings, catalog: Catalog, *, tracing: Tracing | No
     """The node's router. Raises `SetupError` for settings that cannot work together."""
     import time
 
+    if settings.workers > 1:
+        raise SetupError(
+            f"{settings.workers} workers: this version runs one process; for more, run `router serve` several times "
+            "on different ports with the same Redis (`broker = redis://...`), behind a proxy. The memory broker cannot "
+            "be shared: people on different processes would not see each other's events"
+        )
     if not settings.jwt_key:
         raise SetupError(
             "no key to verify tokens with: set ROUTER_JWT_KEY (or `jwt_key` in router.toml), "
@@ -83,7 +90,7 @@ def create_router(settings: Settings, catalog: Catalog, *, tracing: Tracing | No
     )
     return Router(
         catalog,
-        _broker(settings),
+        _broker(settings, catalog),
         Authenticator(tokens, permissions),
         pace=pace,
         audit=_audit_file(settings.audit),
@@ -130,16 +137,31 @@ def create_app(settings: Settings, *, router: Router | None = None, handlers: Se
     )
 
 
-def _broker(settings: Settings) -> Broker:
+def _broker(settings: Settings, catalog: Catalog) -> Broker:
     scheme = settings.broker.partition("://")[0]
+    if scheme in ("redis", "rediss", "unix"):
+        return _redis_broker(settings, catalog)
     if scheme != "memory":
-        raise SetupError(f"`broker` (ROUTER_BROKER) is {scheme}://; this version has `memory://`")
-    if settings.workers > 1:
         raise SetupError(
-            f"{settings.workers} workers cannot share the memory broker: people on different workers would not "
-            "see each other's events; run one worker (`workers = 1`)"
+            f"`broker` (ROUTER_BROKER) is {scheme}://; it is memory://, redis://, rediss:// (TLS) or unix:// (a socket)"
         )
     return MemoryBroker(max_events=settings.history_events, max_age=settings.history_seconds)
+
+
+def _redis_broker(settings: Settings, catalog: Catalog) -> Broker:
+    try:
+        from router.brokers.redis import RedisBroker
+    except ImportError:
+        raise SetupError("`broker` names a Redis, which needs the extra: pip install 'event-router[redis]'") from None
+
+    def read(payload: bytes) -> tuple[Event, Policy]:
+        head = wire.read_head(payload)
+        wire.refuse_reserved(head)
+        plugin = catalog.plugin(head.type)
+        event: Event = wire.read(catalog.decoder(head.type), payload)
+        return event, plugin.policy
+
+    return RedisBroker(settings.broker, read, max_events=settings.history_events, max_age=settings.history_seconds)
 
 
 def _audit_file(name: str) -> BinaryIO | None:

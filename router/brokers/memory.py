@@ -7,7 +7,7 @@ from time import time
 
 from msgspec.structs import replace
 
-from router.brokers.base import Arrive, Broker, History, Limits, Position, Published
+from router.brokers.base import Arrive, Broker, History, Limits, Lost, Position, Published
 from router.envelope import Envelope
 
 __all__ = ["MemoryBroker"]
@@ -78,7 +78,7 @@ class MemoryBroker(Broker):
         self._projects: Counter[str] = Counter()
         self._arrive: Arrive | None = None
 
-    async def start(self, arrive: Arrive) -> None:
+    async def start(self, arrive: Arrive, lost: Lost) -> None:  # noqa: ARG002  # nothing is ever lost on the way
         self._arrive = arrive
 
     async def stop(self) -> None:

@@ -60,6 +60,11 @@ class Coalesce:
         window = self._windows.get(topic)
         return None if window is None else window.held_since()
 
+    def forget(self, topic: str) -> None:
+        """Drop what is held of `topic`: its numbering has ended."""
+        self._windows.pop(topic, None)
+        self._timers.pop(topic, None)
+
     async def _offer(self, key: str, envelope: Envelope, forward: Forward, deliver: Latest | None) -> None:
         window = self._windows.get(key)
         if window is None:

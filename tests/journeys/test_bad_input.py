@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from router.audience import Audience, project_topic
 from router.testing import Clock
 from tests.node import Client, Node, make_token, run_node
 from tests.router.server.raw import PING, Raw, dial, frame, upgrade
@@ -336,6 +337,38 @@ async def test_a_client_that_sends_and_never_reads_cannot_fill_the_memory(node, 
     assert sent > 0
 
 
+@pytest.mark.xfail(strict=True, reason="catching up fills its buffer again, and it joins its rooms all the same")
+async def test_a_client_that_reads_a_little_now_and_then_cannot_fill_the_memory_either(node):
+    loop, hub = asyncio.get_running_loop(), node.router.hub
+    token = f"Authorization: Bearer {make_token()}"
+
+    async def publish(count: int) -> None:
+        for _ in range(count):
+            event, payload = node.router.read_event(json.dumps({**EVENT, "padding": "x" * 16_000}).encode())
+            await node.router.publish(Audience(project_topic("p1")), event, payload=payload)
+            await asyncio.sleep(0)
+
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", node.port))
+        await loop.sock_sendall(client, upgrade("/ws/project/p1", token, "Sec-WebSocket-Protocol: router.v1"))
+        async with asyncio.timeout(30):
+            while not hub.listening("project:p1"):
+                await asyncio.sleep(0)
+            [session] = hub
+            port = hub.port(session)
+            while not hub.slow:
+                await publish(1)
+            slow_since = hub.slow[session]
+            await publish(30)  # what it is told once it has read the rest: more than its buffer takes
+            while hub.slow.get(session) == slow_since:
+                await loop.sock_recv(client, 8192)
+            for _ in range(100):
+                await publish(1)
+                assert port.backlog() < 1024 * 1024
+
+
 # -- handlers that misbehave
 
 HANDLERS = """
@@ -484,13 +517,13 @@ async def test_a_since_that_makes_no_sense_is_answered_with_resync(node):
                 assert (await client.frame())["type"] == "resync"
 
 
-@pytest.mark.xfail(strict=True, reason="more than 20 query fields raise ValueError, which ends as a bare 403")
-async def test_a_query_with_very_many_fields_is_answered_with_a_problem(node):
+@pytest.mark.xfail(strict=True, reason="more than 20 query fields raise ValueError, which is told as our own error")
+async def test_a_query_with_very_many_fields_is_not_taken_for_our_own_error(node, caplog):
     async with unharmed(node), dial(node.port) as raw:
         query = "&".join(f"a{i}=1" for i in range(30))
         raw.write(upgrade(f"/ws/project/p1?{query}", f"Authorization: Bearer {make_token()}"))
-        answer = await raw.answer()
-        assert answer.startswith("HTTP/1.1 101 ") or "application/problem+json" in answer
+        assert int((await raw.answer()).split()[1]) < 500
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_frames_in_one_piece_with_the_close_are_all_taken(node):

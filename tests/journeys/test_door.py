@@ -194,11 +194,17 @@ async def test_a_bad_token_is_http_401_and_for_browsers_close_4401(standing, mak
     response = await refusal(standing, **headers)
     assert (response.status_code, response.headers["content-type"]) == (401, "application/problem+json")
     assert response.headers["www-authenticate"] == "Bearer"
-    assert response.json() == {"title": "Unauthorized", "status": 401, "detail": reason, "code": 4401}
+    assert response.json() == {
+        "title": "Unauthorized",
+        "status": 401,
+        "detail": reason,
+        "code": "unauthorized",
+        "close_code": 4401,
+    }
     assert await turned_away(standing, **headers) == (4401, reason)
 
 
-@pytest.mark.xfail(strict=True, reason="math.isfinite raises OverflowError for an int that no float can hold")
+@pytest.mark.xfail(strict=True, reason="math.isfinite raises OverflowError for it, which is told as our own error")
 async def test_an_expiry_of_400_digits_is_http_401(node):
     assert (await refusal(node, **bearer(make_token(exp=10**400)))).status_code == 401
 
@@ -256,7 +262,7 @@ async def test_tokens_signed_with_a_private_key_are_let_in_and_forgeries_are_not
             forged("none"),
         ):
             response = await refusal(node, **bearer(forgery))
-            assert (response.status_code, response.json()["code"]) == (401, 4401)
+            assert (response.status_code, response.json()["close_code"]) == (401, 4401)
 
 
 def signed_with_what_is_public(pem: str) -> str:
@@ -274,7 +280,7 @@ async def test_a_project_that_one_may_not_see_is_403_and_for_browsers_4403(stand
     for token in (make_token(project="p2"), make_token(grants=("chat", "edit"))):
         response = await refusal(standing, **bearer(token))
         assert (response.status_code, response.headers["content-type"]) == (403, "application/problem+json")
-        assert (response.json()["detail"], response.json()["code"]) == ("not allowed to see this project", 4403)
+        assert (response.json()["detail"], response.json()["close_code"]) == ("not allowed to see this project", 4403)
         assert await turned_away(standing, **bearer(token)) == (4403, "not allowed to see this project")
 
 
@@ -283,7 +289,7 @@ async def test_a_project_that_one_may_not_see_is_403_and_for_browsers_4403(stand
 async def test_an_impossible_project_is_404_and_for_browsers_4404(standing, project):
     headers = bearer(make_token(project="*"))
     response = await refusal(standing, path=f"/ws/project/{project}", **headers)
-    assert (response.status_code, response.json()["code"]) == (404, 4404)
+    assert (response.status_code, response.json()["close_code"]) == (404, 4404)
     assert (await turned_away(standing, path=f"/ws/project/{project}", **headers))[0] == 4404
 
 
@@ -345,14 +351,19 @@ async def test_yes_adds_view_to_the_grants_of_the_token(permissions):
 
 
 @pytest.mark.parametrize("function", ["broken", "odd"])
-@pytest.mark.xfail(strict=True, reason="what a permissions function raises ends as a bare 403, in no log and no metric")
 async def test_a_permissions_function_that_fails_is_our_fault_not_the_clients(permissions, caplog, function):
     async with run_node(permissions=f"{permissions}:{function}") as node:
         response = await refusal(node, **bearer(make_token()))
-        assert response.status_code in (500, 503)
-        assert (await turned_away(node, **bearer(make_token())))[0] in (1011, 1013)
-        assert any(record.levelname == "ERROR" for record in caplog.records)
-        assert "no database" not in caplog.text
+        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+        assert (response.json()["detail"], response.json()["close_code"]) == ("internal error", 1011)
+        assert await turned_away(node, **bearer(make_token())) == (1011, "internal error; retry after 5 s")
+        assert 'router_errors_total{code="1011"} 2.0' in node.router.metrics.render().decode()
+    [logged, _] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert logged.startswith(
+        "handshake failed: LookupError at " if function == "broken" else "handshake failed: SetupError"
+    )
+    assert "no database" not in caplog.text
+    assert "ada" not in caplog.text
 
 
 # -- where the page is from
@@ -365,7 +376,7 @@ async def test_a_page_of_our_own_host_or_of_the_list_may_connect_another_gets_ht
                 assert (await client.frame())["type"] == "welcome"
         for origin in ("https://evil.example", "null", f"{node.url}.evil.example", "https://app.example:8443", ""):
             response = await refusal(node, Origin=origin, **bearer(make_token()))
-            assert (response.status_code, response.json()["code"]) == (403, 4403)
+            assert (response.status_code, response.json()["close_code"]) == (403, 4403)
             assert response.json()["detail"] == "this origin is not on the list `allowed_origins`"
 
 
@@ -375,7 +386,7 @@ async def test_a_star_lets_pages_from_everywhere_connect():
         assert (await client.frame())["type"] == "welcome"
 
 
-@pytest.mark.xfail(strict=True, reason="urlsplit raises ValueError for it, which ends as a bare 403")
+@pytest.mark.xfail(strict=True, reason="urlsplit raises ValueError for it, which is told as our own error")
 async def test_an_origin_that_is_no_url_is_refused_with_a_problem(node):
     response = await refusal(node, Origin="http://[evil", **bearer(make_token()))
     assert (response.status_code, response.headers["content-type"]) == (403, "application/problem+json")
@@ -401,7 +412,7 @@ async def test_over_a_limit_one_is_told_when_to_come_back_and_the_seat_is_free_a
         async with node.client(first[1], token=make_token(*first)):
             response = await refusal(node, path=path, **headers)
             assert (response.status_code, response.headers["retry-after"]) == (status, "5")
-            assert (response.json()["detail"], response.json()["code"]) == (reason, 4429)
+            assert (response.json()["detail"], response.json()["close_code"]) == (reason, 4429)
             assert await turned_away(node, path=path, **headers) == (4429, f"{reason}; retry after 5 s")
         await left(node)
         async with node.client(second[1], token=make_token(*second)) as client:
@@ -573,21 +584,33 @@ async def test_between_expiry_and_the_end_of_the_grace_nothing_is_delivered_and_
         assert other.connection.close_code is None
 
 
-async def test_in_the_grace_a_refresh_brings_everything_back(upkeeps):
+async def test_in_the_grace_a_refresh_brings_back_everything_that_was_missed_too(upkeeps):
     expires = int(time.time()) + 300
     async with run_node() as node:
         [upkeep] = upkeeps
         upkeep._wall = node.router.auth._clock = wall = Clock(float(expires - 1))
         async with node.client(token=make_token(exp=expires)) as client:
             wall.now = float(expires)
+            await node.publish({"type": "step_started", "step_id": "meanwhile"})
             await client.send({"type": "auth_refresh", "token": make_token(exp=expires + 300)})
-            await client.event("token_refreshed")
+            seen = await client.events(lambda event: event.get("step_id") == "meanwhile")
+            assert "token_refreshed" in [event["type"] for event in seen]
             wall.now = expires + 26.0
             await upkeep.tick()
-            await node.publish({"type": "step_started", "step_id": "s"})
-            await client.event("step_started")
+            await node.publish({"type": "step_started", "step_id": "live"})
+            assert (await client.event("step_started"))["step_id"] == "live"
             await client.send(CHAT)
             await client.event("chat_message")
+
+
+@pytest.mark.xfail(strict=True, reason="catching up suspends the session, which then joins its rooms all the same")
+async def test_one_who_comes_with_a_token_that_just_expired_gets_nothing_before_a_fresh_one(node):
+    await node.publish({"type": "step_started", "step_id": "before"})
+    async with node.client(token=make_token(exp=int(time.time()) - 5), since="0") as client:
+        await node.publish({"type": "step_started", "step_id": "secret"})
+        await client.send({"type": "auth_refresh", "token": make_token()})
+        seen = await client.events(lambda event: event["type"] == "token_refreshed")
+        assert "secret" not in [event.get("step_id") for event in seen]
 
 
 async def test_the_refreshed_token_expires_too(upkeeps):
