@@ -5,14 +5,15 @@ import importlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from litestar import Litestar
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 
-from router import presence, wire
+from router import journal, presence, wire
 from router.brokers.base import Broker, Limits
 from router.brokers.memory import MemoryBroker
 from router.catalog import Catalog, Found, discover
@@ -27,7 +28,7 @@ from router.settings import Settings
 from router.tracing import Tracing
 from router.upkeep import Upkeep
 
-__all__ = ["build_catalog", "create_app", "create_router"]
+__all__ = ["build_catalog", "create_app", "create_router", "worker_app"]
 
 log = logging.getLogger("router")
 
@@ -51,12 +52,6 @@ def create_router(settings: Settings, catalog: Catalog, *, tracing: Tracing | No
     """The node's router. Raises `SetupError` for settings that cannot work together."""
     import time
 
-    if settings.workers > 1:
-        raise SetupError(
-            f"{settings.workers} workers: this version runs one process; for more, run `router serve` several times "
-            "on different ports with the same Redis (`broker = redis://...`), behind a proxy. The memory broker cannot "
-            "be shared: people on different processes would not see each other's events"
-        )
     if not settings.jwt_key:
         raise SetupError(
             "no key to verify tokens with: set ROUTER_JWT_KEY (or `jwt_key` in router.toml), "
@@ -97,6 +92,12 @@ def create_router(settings: Settings, catalog: Catalog, *, tracing: Tracing | No
         tracing=tracing or _tracing(settings),
         arrange=lambda order: _arrange(order, settings.middleware),
     )
+
+
+def worker_app(settings: Settings) -> Litestar:
+    """The application of one worker process."""
+    journal.configure(settings.log_level)
+    return create_app(settings)
 
 
 def create_app(settings: Settings, *, router: Router | None = None, handlers: Sequence[Any] = ()) -> Litestar:
@@ -145,6 +146,11 @@ def _broker(settings: Settings, catalog: Catalog) -> Broker:
         raise SetupError(
             f"`broker` (ROUTER_BROKER) is {scheme}://; it is memory://, redis://, rediss:// (TLS) or unix:// (a socket)"
         )
+    if settings.workers > 1:
+        raise SetupError(
+            f"{settings.workers} workers cannot share the memory broker: people on different workers would not see each "
+            "other's events; run one worker (`workers = 1`), or give them a Redis or Valkey (`broker = redis://...`)"
+        )
     return MemoryBroker(max_events=settings.history_events, max_age=settings.history_seconds)
 
 
@@ -164,11 +170,11 @@ def _redis_broker(settings: Settings, catalog: Catalog) -> Broker:
     return RedisBroker(settings.broker, read, max_events=settings.history_events, max_age=settings.history_seconds)
 
 
-def _audit_file(name: str) -> BinaryIO | None:
+def _audit_file(name: str) -> "FileIO | None":
     if not name:
         return None
     try:
-        return Path(name).open("ab", buffering=64 * 1024)
+        return Path(name).open("ab", buffering=0)
     except OSError as error:
         raise SetupError(f"`audit` (ROUTER_AUDIT) is a file that cannot be written: {name}: {error.strerror}") from None
 

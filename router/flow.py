@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from io import FileIO
 from typing import Any, BinaryIO
 from uuid import uuid4
 
@@ -69,7 +70,7 @@ class Router:
         authenticate: Authenticator,
         *,
         pace: Pace = Pace(),
-        audit: BinaryIO | None = None,
+        audit: "BinaryIO | FileIO | None" = None,
         tracing: Tracing | None = None,
         arrange: Callable[[dict[str, Middleware]], Sequence[Middleware]] | None = None,
         clock: Callable[[], float] = time.monotonic,

@@ -63,4 +63,5 @@ def configure(level: str) -> None:
         logger.propagate = True
     # Its lines for each connection say less than ours, and cost a tenth of a handshake.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -29,7 +29,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one."""
     workers: Positive = 1
-    """Processes. This version runs one; several are several `router serve` with one Redis."""
+    """Processes. More than one needs a broker that they can share: Redis or Valkey."""
     broker: str = "memory://"
     """Where events are numbered and remembered: `memory://` for one process, or a Redis or Valkey URL for several."""
     jwt_key: str = ""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from io import FileIO
 from typing import BinaryIO
 
 import msgspec
@@ -15,6 +16,8 @@ __all__ = ["Audit", "Record"]
 
 log = logging.getLogger("router")
 
+BUFFERED = 500
+"""Records kept before they are written; `flush` writes them every second."""
 COMPLAIN_EVERY = 60.0
 """Seconds between two log lines about a file that cannot be written."""
 
@@ -41,17 +44,18 @@ class Record(Struct, frozen=True, omit_defaults=True):
 class Audit:
     """Last in the list: writes `delivered` for what came through; `report` writes the outcome of what did not.
 
-    Records are JSON lines in a buffered file: half a microsecond each instead of six through `logging`.
+    Records are JSON lines, written many at a time: half a microsecond each instead of six through `logging`.
     `flush` is called every second and at the end.
     """
 
-    def __init__(self, file: BinaryIO | None, clock: Callable[[], float]) -> None:
+    def __init__(self, file: "BinaryIO | FileIO | None", clock: Callable[[], float]) -> None:
         self._file = file
         self._clock = clock
         self._encoder = msgspec.json.Encoder()
+        self._lines: list[bytes] = []
         self._complain_at = 0.0
         self.lost = 0
-        """Times that the file could not be written."""
+        """Records that could not be written."""
 
     async def __call__(self, envelope: Envelope, forward: Forward) -> None:
         await forward(envelope)
@@ -91,28 +95,30 @@ class Audit:
 
     def _write(self, record: Record) -> None:
         assert self._file is not None
-        line = self._encoder.encode(record) + b"\n"
-        self._attempt(lambda file: file.write(line))
+        self._lines.append(self._encoder.encode(record))
+        if len(self._lines) >= BUFFERED:
+            self.flush()
 
     def flush(self) -> None:
-        """Hand what is buffered to the operating system."""
-        if self._file is not None:
-            self._attempt(lambda file: file.flush())
+        """Write what is buffered, whole lines at once: several workers append to one file.
 
-    def close(self) -> None:
-        """Flush and close the file."""
-        if self._file is not None:
-            self._attempt(lambda file: file.close())
-            self._file = None
-
-    def _attempt(self, use: Callable[[BinaryIO], object]) -> None:
-        """A full disk must not stop messages: it is logged once a minute, and counted, until there is room again."""
-        assert self._file is not None
+        A full disk must not stop messages: it is logged once a minute, and counted, until there is room again.
+        """
+        if self._file is None or not self._lines:
+            return
+        lines, self._lines = self._lines, []
         try:
-            use(self._file)
+            self._file.write(b"\n".join([*lines, b""]))
         except OSError as error:
-            self.lost += 1
+            self.lost += len(lines)
             if self._clock() >= self._complain_at:
                 self._complain_at = self._clock() + COMPLAIN_EVERY
                 fields = {"event": "audit_failed", "lost": self.lost}
                 log.error("the audit log cannot be written: %s", error.strerror, extra=fields)
+
+    def close(self) -> None:
+        """Write what is buffered and close the file."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -3,13 +3,15 @@
 import gc
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
+from uvicorn.supervisors import Multiprocess
 
 from router.errors import SetupError
 
-__all__ = ["listen", "serve"]
+__all__ = ["listen", "serve", "serve_workers"]
 
 SEND_BUFFER = 256 * 1024
 """Kernel bytes for one client. Left to itself Linux grows it to megabytes for a client that stops reading."""
@@ -48,6 +50,19 @@ def config(app: Any, *, max_message: int, drain: float) -> uvicorn.Config:
         access_log=False,
         lifespan="on",
     )
+
+
+def serve_workers(
+    make_app: Callable[[], Any], count: int, listener: socket.socket, *, max_message: int, drain: float
+) -> None:
+    """Serve with `count` processes on one listening socket, until SIGINT or SIGTERM. One that dies is started anew.
+
+    `make_app` is called in each of them and must be picklable.
+    """
+    made = config(make_app, max_message=max_message, drain=drain)
+    made.factory = True
+    made.workers = count
+    Multiprocess(made, [listener]).run()
 
 
 def serve(app: Any, listener: socket.socket, *, max_message: int, drain: float) -> None:

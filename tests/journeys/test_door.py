@@ -204,11 +204,6 @@ async def test_a_bad_token_is_http_401_and_for_browsers_close_4401(standing, mak
     assert await turned_away(standing, **headers) == (4401, reason)
 
 
-@pytest.mark.xfail(strict=True, reason="math.isfinite raises OverflowError for it, which is told as our own error")
-async def test_an_expiry_of_400_digits_is_http_401(node):
-    assert (await refusal(node, **bearer(make_token(exp=10**400)))).status_code == 401
-
-
 @pytest.mark.xfail(strict=True, reason="a lone surrogate in `sub` is let in and breaks the first frame that names it")
 async def test_a_subject_that_cannot_be_written_as_utf_8_is_http_401(node):
     assert (await refusal(node, **bearer(make_token("\ud800")))).status_code == 401
@@ -219,6 +214,12 @@ async def test_a_token_that_says_it_lives_for_ever_lives_as_long_as_the_settings
         for expires in (1e300, 2**62):
             async with node.client(token=make_token(exp=expires)) as client:
                 assert 3590 < client.welcome["expires_in"] <= 3600
+
+
+@pytest.mark.xfail(strict=True, reason="math.isfinite raises OverflowError for it, which is told as our own error")
+async def test_so_does_one_whose_expiry_has_400_digits(node):
+    async with node.client(token=make_token(exp=10**400)) as client:
+        assert 86_390 < client.welcome["expires_in"] <= 86_400
 
 
 async def test_issuer_and_audience_must_be_those_of_the_settings():

@@ -197,7 +197,7 @@ def test_serve_without_a_key_says_how_to_make_one(run):
 @pytest.mark.parametrize(
     ("arguments", "settings", "text"),
     [
-        (("--workers", "2"), {}, "2 workers cannot share the memory broker: "),
+        (("--workers", "2"), {}, "2 workers: "),
         ((), {"broker": "kafka://host"}, "`broker` (ROUTER_BROKER) is kafka://"),
         ((), {"jwt_key": "short"}, "`jwt_key` (ROUTER_JWT_KEY) is shorter than 32 bytes"),
         ((), {"jwt_algorithms": "none"}, "`jwt_algorithms` (ROUTER_JWT_ALGORITHMS) names `none`"),
