@@ -227,7 +227,8 @@ def publish(
         name, equals, value = field.partition("=")
         if not equals:
             raise click.UsageError(f"`{field}` is not NAME=VALUE")
-        event[name] = value if name in texts else _value(value)
+        given = _value(value)
+        event[name] = value if name in texts and not isinstance(given, str) else given
 
     async def send() -> list[int]:
         async with Publisher(url, token) as publisher:

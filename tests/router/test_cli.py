@@ -197,7 +197,7 @@ def test_serve_without_a_key_says_how_to_make_one(run):
 @pytest.mark.parametrize(
     ("arguments", "settings", "text"),
     [
-        (("--workers", "2"), {}, "2 workers: "),
+        (("--workers", "2"), {}, "2 workers cannot share"),
         ((), {"broker": "kafka://host"}, "`broker` (ROUTER_BROKER) is kafka://"),
         ((), {"jwt_key": "short"}, "`jwt_key` (ROUTER_JWT_KEY) is shorter than 32 bytes"),
         ((), {"jwt_algorithms": "none"}, "`jwt_algorithms` (ROUTER_JWT_ALGORITHMS) names `none`"),
@@ -257,7 +257,8 @@ def test_a_type_without_fields_can_be_published_to_everybody(run):
 
 
 @pytest.mark.parametrize("command", [("publish", "p1", "step_started"), ("tail", "p1")])
-def test_a_router_that_is_not_there_is_told(run, command):
+def test_a_router_that_is_not_there_is_told(run, monkeypatch, command):
+    monkeypatch.setattr("router.publisher.FIRST_PAUSE", 0.0)
     with listen("127.0.0.1", 0) as closing:
         port = closing.getsockname()[1]
     said = refused(run(*command, "--token", "x", "--url", f"http://127.0.0.1:{port}"))
