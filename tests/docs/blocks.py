@@ -1,5 +1,6 @@
 """Finds the fenced blocks of a page, and tells whether commands in them are ones that there are."""
 
+import json
 import os
 import re
 import shlex
@@ -74,6 +75,12 @@ def check_command(words: list[str]) -> None:
             assert (ROOT / f"{module.replace('.', '/')}.py").exists() or (ROOT / module.replace(".", "/")).is_dir()
         case ["curl", *_]:
             assert any("$ROUTER_URL/" in word for word in words), "curl asks the router at $ROUTER_URL"
+        case ["redis-cli", "PUBLISH", channel, event]:
+            assert channel.startswith("project:")
+            assert json.loads(event)["type"]
+        case ["pip", "install", wanted]:
+            extra = wanted.partition("[")[2].rstrip("]")
+            assert not extra or re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
         case [other, *_]:
             assert other in OTHERS, f"{other} is no command that tests/docs/blocks.py knows"
 

@@ -293,11 +293,11 @@ async def test_what_is_published_is_seen_by_tail(node, run):
     async with process("tail", "p1", url=node.url, token=make_token()) as tail:
         lines: Any = tail.stdout
         assert json.loads(await lines.readline())["type"] == "welcome"
-        event = ("p1", "step_progress", "step_id=s1", "progress=0.5", 'message="5 = five"')
+        event = ("p1", "step_progress", "step_id=1", "progress=0.5", "message=5 = five")
         assert await asyncio.to_thread(run, "publish", *event, **backend) == (0, "published, seq 1\n", "")
         while (got := json.loads(await lines.readline()))["type"] != "step_progress":
             pass
-        assert got == {"type": "step_progress", "step_id": "s1", "progress": 0.5, "message": "5 = five", "seq": 1}
+        assert got == {"type": "step_progress", "step_id": "1", "progress": 0.5, "message": "5 = five", "seq": 1}
         tail.send_signal(signal.SIGINT)
         _, err = await tail.communicate()
         assert (tail.returncode, err) == (0, b"")
