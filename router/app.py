@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import inspect
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -33,17 +34,17 @@ __all__ = ["build_catalog", "create_app", "create_router", "worker_app"]
 log = logging.getLogger("router")
 
 
-def build_catalog(settings: Settings) -> Catalog:
+def build_catalog(settings: Settings, *, quiet: bool = False) -> Catalog:
     """All plugins: the router's own, the package `plugins`, entry points, folders.
 
-    Broken ones are logged and left out; with `strict_plugins` they raise `SetupError`.
+    Broken ones are logged (unless `quiet`) and left out; with `strict_plugins` they raise `SetupError`.
     """
     found, problems = discover("plugins", [Path(folder) for folder in settings.plugins])
     own = [Found(plugin, "router.presence") for plugin in presence.PLUGINS]
     catalog = Catalog([*own, *found], problems, reserved=wire.CONTROL_TAGS)
     if catalog.problems and settings.strict_plugins:
         raise SetupError("\n".join(map(str, catalog.problems)))
-    for problem in catalog.problems:
+    for problem in () if quiet else catalog.problems:
         log.error("%s", problem, extra={"event": "plugin_broken"})
     return catalog
 
@@ -209,7 +210,10 @@ def _arrange(order: dict[str, Middleware], names: Sequence[str]) -> list[Middlew
         if name in order:
             arranged.append(order[name])
         elif ":" in name:
-            arranged.append(cast("Middleware", _named(name, "middleware")))
+            found = _named(name, "middleware")
+            if not (inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(type(found).__call__)):
+                raise SetupError(f"`middleware` names `{name}`, which is no `async def middleware(envelope, forward)`")
+            arranged.append(cast("Middleware", found))
         else:
             raise SetupError(f"`middleware` names `{name}`; it is one of {', '.join(order)} or `module:name`")
     missing = [name for name in ("auth", "permission") if name not in names]

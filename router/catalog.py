@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from router.errors import BadMessage, SetupError
-from router.event import RESERVED_FIELDS, Append, Delivery, Event, Latest, Merge, Now
+from router.event import RESERVED_FIELDS, Append, Delivery, Event, Latest, Merge, Now, Policy
 from router.plugin import Plugin
 
 __all__ = ["Catalog", "Found", "Problem", "discover"]
@@ -73,7 +73,8 @@ def _modules(package: str | None, folders: Sequence[Path]) -> Iterator[tuple[str
         yield f"{point.value} (entry point {point.name})", point.load
     for folder in folders:
         if not folder.is_dir():
-            raise SetupError(f"the plugins folder {folder} does not exist; correct `plugins` (ROUTER_PLUGINS)")
+            what = "is a file: name its folder" if folder.exists() else "does not exist"
+            raise SetupError(f"the plugins folder {folder} {what}; correct `plugins` (ROUTER_PLUGINS)")
         if folder.stat().st_mode & stat.S_IWOTH:
             raise SetupError(
                 f"the plugins folder {folder} can be written by anybody, and its code runs here: chmod o-w"
@@ -160,10 +161,13 @@ class Catalog:
 def _flaw(plugin: Plugin, reserved: frozenset[str]) -> str | None:
     """Why a plugin cannot be taken in; None when it can."""
     event = plugin.event
+    if not isinstance(plugin.policy, Policy):
+        return f"its policy is {type(plugin.policy).__name__}; write Plugin(EventType, Policy(...), handler)"
     if not (inspect.isclass(event) and issubclass(event, Event)):
         return "its event is no subclass of router.Event"
     tag = event.__struct_config__.tag
-    if not isinstance(tag, str) or not tag:
+    # Without a tag msgspec takes the class's name, and a renamed class would be another message type.
+    if not isinstance(tag, str) or not tag or tag == event.__name__:
         return f'{event.__name__} has no text tag: write `class {event.__name__}(Event, frozen=True, tag="...")`'
     if tag in reserved:
         return f"the type `{tag}` belongs to the protocol; take another"
@@ -190,4 +194,9 @@ def _policy_flaw(plugin: Plugin, name: str, fields: set[str]) -> str | None:
         return f"{name} has a handler that never runs: `Policy(send=...)` must name the grant that lets clients send it"
     if plugin.handle is not None and not inspect.iscoroutinefunction(plugin.handle):
         return f"the handler of {name} must be `async def handle(event, context)`"
+    if plugin.handle is not None:
+        try:
+            inspect.signature(plugin.handle).bind(None, None)
+        except TypeError:
+            return f"the handler of {name} must take two arguments: `async def handle(event, context)`"
     return None

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -22,7 +24,7 @@ from router import journal, settings
 from router.catalog import discover
 from router.dev import GRANTS, PROJECT, demo_routes, make_token
 from router.errors import RouterError, SetupError
-from router.middleware.auth import read_key
+from router.middleware.auth import Tokens, read_key
 from router.publisher import Publisher
 from router.server.serve import listen, serve, serve_workers
 
@@ -84,6 +86,7 @@ def dev(file: Path | None, **arguments: Any) -> None:
         )
     key = read_key(chosen.jwt_key) or token_hex(32)
     chosen = msgspec.structs.replace(chosen, jwt_key=key, jwt_algorithms=("HS256",), drain=0.0)
+    logging.getLogger("router.plugin").setLevel(logging.DEBUG)  # tracebacks, for whoever writes one right now
     quiet: Any = "WARNING" if chosen.log_level == "INFO" else chosen.log_level
     journal.configure(quiet)
     router = application.create_router(chosen, application.build_catalog(chosen))
@@ -105,7 +108,7 @@ def _run(chosen: settings.Settings, app: Any, key: str | None = None) -> None:
         )
     else:
         token = make_token(key, "backend", PROJECT)
-        me = Path(sys.argv[0])
+        me = Path(sys.argv[0]).absolute()
         command = f"{me.parent.parent.name}/bin/router" if me.parent.parent.parent == Path.cwd() else "router"
         click.echo(
             f"Event Router is at {url}/\n\n"
@@ -126,7 +129,7 @@ def _run(chosen: settings.Settings, app: Any, key: str | None = None) -> None:
 def plugins_command(file: Path | None, as_json: bool, **arguments: Any) -> None:
     """List the message types: direction, grants, delivery, source."""
     chosen, _ = _settings(file, **arguments)
-    catalog = application.build_catalog(msgspec.structs.replace(chosen, strict_plugins=False))
+    catalog = application.build_catalog(msgspec.structs.replace(chosen, strict_plugins=False), quiet=True)
     rows = [
         {
             "type": found.plugin.tag,
@@ -186,14 +189,39 @@ def token(
         raise SetupError(
             "`router token` signs with a secret: set ROUTER_JWT_KEY to the one that the router has (HS256)"
         )
+    Tokens(key, chosen.jwt_algorithms, clock=time.time)  # tells what the router would say of the key
     click.echo(make_token(key, user, project, grants=grants, lifetime=lifetime))
+
+
+def _checked_url(_context: Any, _option: Any, url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise click.BadParameter(f"`{url}` is no address of a router; it begins with http:// or https://")
+    return url.rstrip("/")
+
+
+def _checked_token(_context: Any, _option: Any, token: str | None) -> str:
+    if not token:
+        raise click.UsageError("no token: give --token, or set ROUTER_TOKEN (`router token` makes one)")
+    return token
+
+
+def _detail(body: bytes | bytearray | None) -> str:
+    """What a problem+json answer says to people."""
+    try:
+        return str(msgspec.json.decode(body or b"")["detail"])
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return ""
 
 
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where the router is and who asks."""
     for option in (
-        click.option("--url", envvar="ROUTER_URL", default="http://127.0.0.1:8000", show_default=True),
-        click.option("--token", envvar="ROUTER_TOKEN", required=True, help="A token, or the variable ROUTER_TOKEN."),
+        click.option(
+            "--url", envvar="ROUTER_URL", default="http://127.0.0.1:8000", show_default=True, callback=_checked_url
+        ),
+        click.option(
+            "--token", envvar="ROUTER_TOKEN", help="A token, or the variable ROUTER_TOKEN.", callback=_checked_token
+        ),
     ):
         command = option(command)
     return command
@@ -221,14 +249,18 @@ def publish(
         if project is None:
             raise click.UsageError("name a PROJECT, or give --user or --all")
         path = f"/projects/{quote(project, safe='')}/events"
+    if "=" in kind:
+        raise click.UsageError(f"`{kind}` is no TYPE: name PROJECT, then TYPE, then the fields")
     event: dict[str, Any] = {"type": kind}
-    texts = _text_fields(kind)
+    fields_known = _known_fields(kind)
     for field in fields:
         name, equals, value = field.partition("=")
         if not equals:
             raise click.UsageError(f"`{field}` is not NAME=VALUE")
         given = _value(value)
-        event[name] = value if name in texts and not isinstance(given, str) else given
+        event[name] = value if fields_known.get(name) is str and not isinstance(given, str) else given
+        if fields_known and name not in fields_known:
+            click.echo(f"note: `{kind}` has no field `{name}`; it is sent all the same", err=True)
 
     async def send() -> list[int]:
         async with Publisher(url, token) as publisher:
@@ -237,13 +269,18 @@ def publish(
     click.echo(f"published, seq {asyncio.run(send())[0]}")
 
 
-def _text_fields(kind: str) -> set[str]:
-    """The fields of a type that are texts, so that `step_id=1` is one too. Of types not installed here: none."""
-    for found in discover()[0]:
-        if found.plugin.tag == kind:
-            fields = msgspec.structs.fields(found.plugin.event)
-            return {field.name for field in fields if field.type in (str, str | None)}
-    return set()
+def _known_fields(kind: str) -> dict[str, Any]:
+    """The fields of a type and what they are, where its plugin is installed here or in a folder of the settings."""
+    try:
+        folders = [Path(folder) for folder in settings.load()[0].plugins]
+        found, _ = discover("plugins", folders)
+    except SetupError:
+        return {}
+    for entry in found:
+        if entry.plugin.tag == kind:
+            fields = msgspec.structs.fields(entry.plugin.event)
+            return {field.name: str if field.type in (str, str | None) else None for field in fields}
+    return {}
 
 
 def _value(text: str) -> Any:
@@ -276,9 +313,9 @@ def tail(project: str, since: str | None, url: str, token: str) -> None:
                     message = json.loads(text)
                     for event in message["events"] if message["type"] == "batch" else [message]:
                         if event["type"] != "ping":
-                            click.echo(json.dumps(event))
+                            click.echo(json.dumps(event, ensure_ascii=False))
         except InvalidStatus as refused:
-            raise SetupError((refused.response.body or b"").decode() or str(refused)) from None
+            raise SetupError(_detail(refused.response.body) or str(refused)) from None
         except ConnectionClosed as closed:
             raise SetupError(f"the router closed the connection: {closed}") from None
         except OSError as error:

@@ -40,6 +40,7 @@ from router.tracing import SpanKind, Tracing, valid_traceparent
 __all__ = ["Pace", "Router"]
 
 log = logging.getLogger("router")
+plugin_log = logging.getLogger("router.plugin")
 
 
 class Pace(Struct, frozen=True):
@@ -393,7 +394,11 @@ class Router:
     def _plugin_failed(self, envelope: Envelope, what: str, error: Exception | None = None) -> None:
         self.metrics.error("plugin_failed")
         at = None if error is None else place(error)
-        log.error("plugin %s %s", self._source(envelope), what, extra={"event": "plugin_failed", "place": at})
+        # An exception's text may quote the message: `router dev` shows it, a server does not.
+        shown = error if plugin_log.isEnabledFor(logging.DEBUG) else None
+        plugin_log.error(
+            "plugin %s %s", self._source(envelope), what, extra={"event": "plugin_failed", "place": at}, exc_info=shown
+        )
 
     def _source(self, envelope: Envelope) -> str:
         found: Found | None = next((f for f in self.catalog if f.plugin.tag == envelope.type), None)

@@ -91,7 +91,7 @@ async def _publish(
     items = raw if isinstance(raw, list) else [raw]
     if not 0 < len(items) <= MAX_EVENTS:
         raise BadMessage(f"the body has {len(items)} events; it may have 1 to {MAX_EVENTS}")
-    events = [_read(router, bytes(item), i if isinstance(raw, list) else None) for i, item in enumerate(items)]
+    events = [_read(router, bytes(item), i if len(items) > 1 else None) for i, item in enumerate(items)]
     more: list[dict[str, Any]] = [
         {
             "payload": payload,

@@ -58,9 +58,9 @@ class Publisher:
     ) -> None:
         """`timeout`: seconds for one try; `tries`: how often a publish is tried while the router is away."""
         if not url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"Publisher needs the router's address as http:// or https://, not {url.partition('://')[0]}://"
-            )
+            raise ValueError(f"Publisher needs the router's address as http:// or https://, not {url!r}")
+        if not token:
+            raise ValueError("Publisher needs a token with the grant `publish`; this one is empty")
         self._tries = max(1, tries)
         self._timeout = timeout
         self._client = httpx.AsyncClient(
@@ -97,6 +97,8 @@ class Publisher:
         who did and who did not. Raises `BadMessage`, `TooLarge`, `Denied`, or `Unavailable` when the router cannot
         be reached.
         """
+        if not project or "/" in project:
+            raise BadMessage(f"{project!r} is no project id: letters, digits, `.`, `_`, `~` and `-`")
         path = f"/projects/{quote(project, safe='')}/events"
         body = self._encoder.encode(events)
         if acknowledged is None:

@@ -1,5 +1,6 @@
 """What can be set, from where it came, and what is wrong with it: `router.toml`, then `ROUTER_*`, then arguments."""
 
+import difflib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -124,7 +125,9 @@ def load(
         for name, value in read.items():
             where = f"{PREFIX}{name.upper()}" if source == "environment" else source
             if name not in kinds:
-                raise SetupError(f"unknown setting `{name}` in {where}; `router settings` lists those that there are")
+                near = difflib.get_close_matches(name, kinds, n=1)
+                hint = f"did you mean `{near[0]}`?" if near else "docs/reference/settings.md lists those that there are"
+                raise SetupError(f"unknown setting `{name}` in {where}; {hint}")
             try:
                 values[name] = msgspec.convert(value, kinds[name].type, strict=source != "environment")
             except msgspec.ValidationError as error:
@@ -154,11 +157,17 @@ def _from_file(file: Path | None) -> tuple[str, dict[str, Any]]:
 def _from_environment(environ: Mapping[str, str], kinds: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     found: dict[str, Any] = {}
     for variable, text in environ.items():
-        if variable.startswith(PREFIX) and variable not in OTHER_VARIABLES and not variable.startswith("ROUTER_TEST_"):
+        if variable.startswith(PREFIX) and not _belongs_to_others(variable, text):
             name = variable.removeprefix(PREFIX).lower()
             is_list = name in kinds and kinds[name].type == tuple[str, ...]
             found[name] = tuple(part.strip() for part in text.split(",") if part.strip()) if is_list else text
     return "environment", found
+
+
+def _belongs_to_others(variable: str, text: str) -> bool:
+    """Whether it is no setting: the command line's own, the tests', or what Kubernetes sets for a service `router`."""
+    by_kubernetes = variable.startswith(("ROUTER_SERVICE_", "ROUTER_PORT_")) or text.startswith("tcp://")
+    return variable in OTHER_VARIABLES or variable.startswith("ROUTER_TEST_") or by_kubernetes
 
 
 def _shown(name: str, value: Any) -> str:

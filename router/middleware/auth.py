@@ -50,6 +50,16 @@ class Claims(Struct, frozen=True):
         return _shared(self.projects.get(project, frozenset()) | self.projects.get("*", frozenset()))
 
 
+_WRONG: dict[type[Exception], str] = {
+    jwt.InvalidSignatureError: "token invalid: it was signed with another key than the router's",
+    jwt.DecodeError: "token invalid: it is no JWT",
+    jwt.ImmatureSignatureError: "token invalid: it was issued in the future, so some clock is wrong",
+    jwt.InvalidAlgorithmError: "token invalid: its algorithm is not among `jwt_algorithms`",
+    jwt.InvalidAudienceError: "token invalid: it is for another audience",
+    jwt.InvalidIssuerError: "token invalid: it is from another issuer",
+}
+
+
 class Tokens:
     """Verifies JWTs with one key and a fixed list of algorithms; the token has no say in either (RFC 8725 3.1)."""
 
@@ -93,7 +103,8 @@ class Tokens:
         except jwt.MissingRequiredClaimError as error:
             raise Disconnect(CloseCode.UNAUTHENTICATED, f"token has no claim {error.claim}") from None
         except Exception as error:  # PyJWT lets TypeError, NotImplementedError and others through for odd tokens
-            raise Disconnect(CloseCode.UNAUTHENTICATED, f"token invalid: {type(error).__name__}") from None
+            what = _WRONG.get(type(error), f"token invalid: {type(error).__name__}")
+            raise Disconnect(CloseCode.UNAUTHENTICATED, what) from None
         return self._claims(claims)
 
     def _claims(self, claims: dict[str, Any]) -> Claims:

@@ -157,15 +157,15 @@ def forged(algorithm: str, **changes: Any) -> str:
 
 BAD_TOKENS: dict[str, tuple[Callable[[], str | None], str]] = {
     "missing": (lambda: None, "token missing"),
-    "not a token": (lambda: "garbage", "token invalid: DecodeError"),
-    "three empty parts": (lambda: "..", "token invalid: DecodeError"),
+    "not a token": (lambda: "garbage", "token invalid: it is no JWT"),
+    "three empty parts": (lambda: "..", "token invalid: it is no JWT"),
     "expired": (lambda: make_token(exp=int(time.time()) - 60), "token expired"),
-    "not valid yet": (lambda: make_token(nbf=int(time.time()) + 600), "token invalid: ImmatureSignatureError"),
-    "wrong key": (lambda: forged("HS256"), "token invalid: InvalidSignatureError"),
-    "algorithm none": (lambda: forged("none"), "token invalid: InvalidAlgorithmError"),
+    "not valid yet": (lambda: make_token(nbf=int(time.time()) + 600), "token invalid: it was issued in the future, so some clock is wrong"),
+    "wrong key": (lambda: forged("HS256"), "token invalid: it was signed with another key than the router's"),
+    "algorithm none": (lambda: forged("none"), "token invalid: its algorithm is not among `jwt_algorithms`"),
     "algorithm not on the list": (
         lambda: jwt.encode(claims(), KEY * 2, algorithm="HS512"),
-        "token invalid: InvalidAlgorithmError",
+        "token invalid: its algorithm is not among `jwt_algorithms`",
     ),
     "no subject": (lambda: make_token(sub=None), "token has no claim sub"),
     "no expiry": (lambda: make_token(exp=None), "token has no claim exp"),
@@ -174,7 +174,7 @@ BAD_TOKENS: dict[str, tuple[Callable[[], str | None], str]] = {
     "endless subject": (lambda: make_token(sub="x" * 129), "token claim sub is no text of 1 to 128 characters"),
     "expiry as text": (lambda: make_token(exp=str(int(time.time()) + 600)), "token claim exp is no number of seconds"),
     "expiry as true": (lambda: make_token(exp=True), "token expired"),
-    "endless expiry": (lambda: make_token(exp=float("inf")), "token invalid: DecodeError"),
+    "endless expiry": (lambda: make_token(exp=float("inf")), "token invalid: it is no JWT"),
     "grants as text": (
         lambda: make_token(projects={"p1": "view"}),
         'token claim projects is not {"<project>": ["view", ...]}',
@@ -229,8 +229,8 @@ async def test_issuer_and_audience_must_be_those_of_the_settings():
         for wrong, reason in (
             ({"iss": "https://id"}, "token has no claim aud"),
             ({"aud": "router"}, "token has no claim iss"),
-            ({"iss": "https://evil", "aud": "router"}, "token invalid: InvalidIssuerError"),
-            ({"iss": "https://id", "aud": "other"}, "token invalid: InvalidAudienceError"),
+            ({"iss": "https://evil", "aud": "router"}, "token invalid: it is from another issuer"),
+            ({"iss": "https://id", "aud": "other"}, "token invalid: it is for another audience"),
         ):
             assert (await refusal(node, **bearer(make_token(**wrong)))).json()["detail"] == reason
 
@@ -494,7 +494,7 @@ async def test_a_refreshed_token_may_bring_more_grants(tmp_path):
 @pytest.mark.parametrize(
     ("make", "code", "reason"),
     [
-        pytest.param(lambda: "garbage", 4401, "token invalid: DecodeError", id="no token"),
+        pytest.param(lambda: "garbage", 4401, "token invalid: it is no JWT", id="no token"),
         pytest.param(lambda: "", 4401, "token missing", id="empty"),
         pytest.param(lambda: make_token(exp=1), 4401, "token expired", id="expired"),
         pytest.param(lambda: make_token("grace"), 4401, "the new token is for another user", id="another user"),

@@ -52,30 +52,37 @@ async def test_a_client_resumes_on_the_other_node(redis_url):
 
 
 async def test_a_backend_that_knows_nothing_of_us_publishes_as_the_specification_says(redis_url):
-    async with two_nodes(redis_url) as (one, two), one.client() as here, two.client(plain=True) as there:
-        async with redis.asyncio.Redis.from_url(redis_url) as backend:
-            event = {
-                "type": "step_completed",
-                "step_id": "s",
-                "result": {"rows": 1},
-                "timestamp": "2024-10-21T10:01:23",
-            }
-            await backend.publish("project:p1", json.dumps(event))
-            assert await there.frame() == event
-            assert await here.event("step_completed") == event
-            await backend.publish("project:p1", "not json")
-            await backend.publish("project:p1", json.dumps({"type": "nobody_knows"}))
-            await backend.publish("project:p1", json.dumps(started("after")))
-            assert (await here.event("step_started"))["step_id"] == "after"
+    async with (
+        two_nodes(redis_url) as (one, two),
+        one.client() as here,
+        two.client(plain=True) as there,
+        redis.asyncio.Redis.from_url(redis_url) as backend,
+    ):
+        event = {
+            "type": "step_completed",
+            "step_id": "s",
+            "result": {"rows": 1},
+            "timestamp": "2024-10-21T10:01:23",
+        }
+        await backend.publish("project:p1", json.dumps(event))
+        assert await there.frame() == event
+        assert await here.event("step_completed") == event
+        await backend.publish("project:p1", "not json")
+        await backend.publish("project:p1", json.dumps({"type": "nobody_knows"}))
+        await backend.publish("project:p1", json.dumps(started("after")))
+        assert (await here.event("step_started"))["step_id"] == "after"
 
 
 async def test_messages_that_a_lost_subscription_missed_are_brought(redis_url):
-    async with two_nodes(redis_url) as (one, two), two.client() as there:
-        async with redis.asyncio.Redis.from_url(redis_url) as operator:
-            for round_ in range(5):
-                await operator.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-                await one.publish(*(started(f"{round_}-{i}") for i in range(3)))
-                assert await seen(there, f"{round_}-2") == [f"{round_}-{i}" for i in range(3)]
+    async with (
+        two_nodes(redis_url) as (one, two),
+        two.client() as there,
+        redis.asyncio.Redis.from_url(redis_url) as operator,
+    ):
+        for round_ in range(5):
+            await operator.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            await one.publish(*(started(f"{round_}-{i}") for i in range(3)))
+            assert await seen(there, f"{round_}-2") == [f"{round_}-{i}" for i in range(3)]
 
 
 async def test_a_message_lost_without_a_word_is_noticed_by_the_next_number(redis_url):

@@ -211,7 +211,7 @@ async def test_what_a_notification_refers_to_may_be_a_long_address(standing):
     ("make", "detail"),
     [
         (lambda: None, "token missing"),
-        (lambda: "garbage", "token invalid: DecodeError"),
+        (lambda: "garbage", "token invalid: it is no JWT"),
         (lambda: make_token(exp=1), "token expired"),
     ],
 )

@@ -122,7 +122,7 @@ def test_other_variables_are_left_alone():
 def test_an_unknown_setting_is_named_with_its_place(name, sources, where):
     toml, environment = sources
     said = wrong(None if toml is None else file(toml), environment)
-    assert said == f"unknown setting `{name}` in {where}; `router settings` lists those that there are"
+    assert said.startswith(f"unknown setting `{name}` in {where}; ")
 
 
 @pytest.mark.parametrize(
