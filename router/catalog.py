@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -48,6 +48,7 @@ def discover(package: str | None = "plugins", folders: Sequence[Path] = ()) -> t
     """
     found: list[Found] = []
     problems: list[Problem] = []
+    known: set[int] = set()  # a value that another module merely imported is the same plugin
     for source, load in _modules(package, folders):
         try:
             loaded = load()
@@ -59,7 +60,10 @@ def discover(package: str | None = "plugins", folders: Sequence[Path] = ()) -> t
         )
         if not plugins and not source.endswith(".__init__"):
             problems.append(Problem(source, "has no Plugin value: write `name = Plugin(EventType, Policy(...))`"))
-        found += [Found(plugin, source) for plugin in plugins]
+        for plugin in plugins:
+            if id(plugin) not in known:
+                known.add(id(plugin))
+                found.append(Found(plugin, source))
     return found, problems
 
 
@@ -169,6 +173,8 @@ def _flaw(plugin: Plugin, reserved: frozenset[str]) -> str | None:
     # Without a tag msgspec takes the class's name, and a renamed class would be another message type.
     if not isinstance(tag, str) or not tag or tag == event.__name__:
         return f'{event.__name__} has no text tag: write `class {event.__name__}(Event, frozen=True, tag="...")`'
+    if event.__struct_config__.tag_field != "type":
+        return f"{event.__name__} has its tag in `{event.__struct_config__.tag_field}`; on the wire it is `type`"
     if tag in reserved:
         return f"the type `{tag}` belongs to the protocol; take another"
     try:
@@ -185,9 +191,15 @@ def _policy_flaw(plugin: Plugin, name: str, fields: set[str]) -> str | None:
     deliver: Delivery = plugin.policy.deliver
     if not isinstance(deliver, Now | Latest | Merge | Append):
         return f"`deliver` of {name} is {deliver!r}; it is one of Now(), Latest(), Merge(), Append()"
-    wanted = set(deliver.by) | ({deliver.field} if isinstance(deliver, Append) else set())
+    wanted = set(deliver.by)
+    if isinstance(deliver, Append):
+        wanted |= {deliver.field} | ({deliver.ends} if deliver.ends else set())
     if missing := sorted(wanted - fields):
         return f"`deliver` of {name} names the field `{missing[0]}`, which {name} does not have"
+    if isinstance(deliver, Append):
+        kind = next(f.type for f in msgspec.structs.fields(plugin.event) if f.name == deliver.field)
+        if kind is not str and get_origin(kind) is not list:
+            return f"`deliver` of {name} joins `{deliver.field}`, which is neither a text (str) nor a list"
     if deliver.every is not None and deliver.every <= 0:
         return f"`deliver.every` of {name} must be more than 0 seconds"
     if plugin.handle is not None and plugin.policy.send is None:

@@ -185,7 +185,7 @@ def token(
     """Make a token for development, signed with the secret in the settings. PROJECT `*` means all."""
     chosen, _ = _settings(file, **arguments)
     key = read_key(chosen.jwt_key)
-    if not key or key.startswith("-----BEGIN") or chosen.jwt_algorithms[0] != "HS256":
+    if not key or key.startswith("-----BEGIN") or "HS256" not in chosen.jwt_algorithms[:1]:
         raise SetupError(
             "`router token` signs with a secret: set ROUTER_JWT_KEY to the one that the router has (HS256)"
         )
@@ -195,7 +195,7 @@ def token(
 
 def _checked_url(_context: Any, _option: Any, url: str) -> str:
     if not url.startswith(("http://", "https://")):
-        raise click.BadParameter(f"`{url}` is no address of a router; it begins with http:// or https://")
+        raise SetupError(f"`{url}` is no address of a router; it begins with http:// or https://")
     return url.rstrip("/")
 
 
@@ -228,29 +228,27 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cli.command()
-@click.argument("project", required=False)
-@click.argument("kind", metavar="TYPE")
-@click.argument("fields", nargs=-1, metavar="[NAME=VALUE]...")
+@click.argument("words", nargs=-1, required=True, metavar="[PROJECT] TYPE [NAME=VALUE]...")
 @click.option("--user", help="To all connections of one person, instead of a project.")
 @click.option("--all", "everyone", is_flag=True, help="To everybody, instead of a project.")
 @connection_options
-def publish(
-    project: str | None, kind: str, fields: tuple[str, ...], user: str | None, everyone: bool, url: str, token: str
-) -> None:
+def publish(words: tuple[str, ...], user: str | None, everyone: bool, url: str, token: str) -> None:
     """Publish one event: `router publish PROJECT step_progress step_id=s1 progress=0.5`.
 
-    A VALUE that is JSON is taken as such, unless the field is a text; everything else is text. With --user or --all there is no PROJECT.
+    A VALUE that is JSON is taken as such, unless the field is a text; everything else is text. With --user or --all
+    there is no PROJECT.
     """
-    if user or everyone:
-        if project is not None:
-            kind, fields = project, (kind, *fields)
-        path = "/events" if everyone else f"/users/{quote(str(user), safe='')}/events"
+    if everyone:
+        path, rest = "/events", words
+    elif user:
+        path, rest = f"/users/{quote(user, safe='')}/events", words
     else:
-        if project is None:
-            raise click.UsageError("name a PROJECT, or give --user or --all")
-        path = f"/projects/{quote(project, safe='')}/events"
-    if "=" in kind:
-        raise click.UsageError(f"`{kind}` is no TYPE: name PROJECT, then TYPE, then the fields")
+        path, rest = f"/projects/{quote(words[0], safe='')}/events", words[1:]
+        if "/" in words[0]:
+            raise click.UsageError(f"`{words[0]}` is no project id: letters, digits, `.`, `_`, `~` and `-`")
+    if not rest or "=" in rest[0]:
+        raise click.UsageError("name a PROJECT (or give --user or --all), then a TYPE, then the fields")
+    kind, fields = rest[0], rest[1:]
     event: dict[str, Any] = {"type": kind}
     fields_known = _known_fields(kind)
     for field in fields:

@@ -19,7 +19,7 @@ __all__ = ["PROJECT", "demo_routes", "make_token"]
 
 PROJECT = "demo"
 GRANTS = ("view", "chat", "edit", "publish")
-_KINDS = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
+_KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 
 
 def make_token(key: str, user: str, project: str, *, grants: tuple[str, ...] = GRANTS, lifetime: float = 3600.0) -> str:

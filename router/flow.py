@@ -165,9 +165,9 @@ class Router:
                 span.set_attribute("messaging.message.id", str(published.position.seq))
         return published
 
-    def fits(self, payload: bytes) -> None:
-        """Raise `TooLarge` when an event is bigger than may go out."""
-        if len(payload) > self.pace.max_event:
+    def fits(self, payload: bytes, *, spare: int = 0) -> None:
+        """Raise `TooLarge` when an event, with `spare` bytes that it will be given, is bigger than may go out."""
+        if len(payload) + spare > self.pace.max_event:
             raise TooLarge(
                 f"the event is {len(payload)} bytes and may be {self.pace.max_event}: "
                 "store the data and send a reference to it"
@@ -238,7 +238,7 @@ class Router:
         ref = None
         try:
             head = wire.read_head(data)
-            ref = head.ref
+            ref = wire.mark_of(head)
             event = self._read_inbound(session, head, data)
         except Refused as refusal:
             self.metrics.error(refusal.code)
@@ -273,7 +273,9 @@ class Router:
             self.catalog.plugin(head.type)
             event: Event = wire.read(self.catalog.decoder(head.type), data)
             # Whether a message must be acknowledged, and under which id, is not for another person to say.
-            return replace(event, requires_ack=False, message_id=None) if event.requires_ack else event
+            return (
+                replace(event, requires_ack=False, message_id=None) if event.requires_ack or event.message_id else event
+            )
         message = wire.read_control(head, data)
         if isinstance(message, wire.AuthRefresh):
             return message

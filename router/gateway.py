@@ -152,7 +152,7 @@ class Gateway:
         attributes = {"http.route": "/ws/project/{project_uuid}"}
         parent = valid_traceparent(socket.headers.get("traceparent"))
         with self._router.tracing.span("handshake", SpanKind.SERVER, parent, attributes):
-            query = parse_qs(socket.scope["query_string"].decode("latin-1"), max_num_fields=20)
+            query = parse_qs(socket.scope["query_string"].decode("latin-1"))
             offered = socket.scope["subprotocols"]
             identity = await self._router.authenticate(self._token(socket, offered, query), project)
             topics = topics_of(project, identity.user)
@@ -216,7 +216,7 @@ class Gateway:
         allowed = self._door.allowed_origins
         if origin is None or "*" in allowed or origin in allowed:
             return
-        if urlsplit(origin).netloc != socket.headers.get("host"):
+        if _host_of(origin) != socket.headers.get("host"):
             # Raised as a refusal that even a browser gets as HTTP 403: the page is not to learn more.
             raise _ForeignOrigin
 
@@ -234,6 +234,13 @@ class Gateway:
 class _ForeignOrigin(Disconnect):  # a kind of Disconnect
     def __init__(self) -> None:
         super().__init__(CloseCode.FORBIDDEN, "this origin is not on the list `allowed_origins`")
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 _FULL = {

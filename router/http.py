@@ -21,8 +21,10 @@ from router.tracing import valid_traceparent
 __all__ = ["litestar_response", "problem", "refused_response", "routes"]
 
 MAX_EVENTS = 1000
+MARKS = 100
+"""Bytes that a critical event may be given: an id, and the mark that it must be acknowledged."""
 IdempotencyKey = Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=200)]
-TraceParent = Annotated[str | None, HeaderParameter(name="traceparent", max_length=100)]
+TraceParent = Annotated[str | None, HeaderParameter(name="traceparent")]
 Wait = Annotated[float | None, QueryParameter(gt=0, le=60)]
 
 _STATUS: dict[type[Refused], tuple[int, str]] = {
@@ -118,11 +120,12 @@ async def _publish(
 def _read(router: Router, item: bytes, index: int | None) -> tuple[Any, bytes]:
     try:
         event, payload = router.read_event(item)
+        critical = event.requires_ack or router.catalog.plugin_of(event).policy.ack
+        router.fits(payload, spare=MARKS if critical else 0)
     except Refused as refusal:
         if index is not None:
             refusal.message = f"event {index}: {refusal.message}"
         raise
-    router.fits(payload)
     return event, payload
 
 
@@ -189,6 +192,6 @@ def routes(router: Router) -> list[Any]:
     @get("/client/router.js", summary="The browser client that fits this server")
     async def client() -> Response[bytes]:
         source = files("router").joinpath("web/client/router.js").read_bytes()
-        return Response(source, media_type="text/javascript; charset=utf-8", headers={"Cache-Control": "no-cache"})
+        return Response(source, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
     return [publish_to_project, publish_to_user, publish_to_all, presence, healthz, readyz, metrics, asyncapi, client]

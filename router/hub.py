@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol, TypeAlias
 
 from router import wire
@@ -276,11 +277,14 @@ class Hub:
                     for session, write in zip(sessions[start : start + SLICE], part, strict=True):
                         theirs = [i for i in admitted if session.id not in envelopes[i].audience.without]
                         for data in _view(views, cohort, envelopes, theirs):
-                            write(data)
+                            _put(write, data)
                 else:
                     for data in _view(views, cohort, envelopes, admitted):
                         for write in part:
-                            write(data)
+                            try:
+                                write(data)
+                            except RuntimeError:  # uvloop's word for a connection that was just cut
+                                continue
                 if critical:
                     for session in sessions[start : start + SLICE]:
                         self._expect_acks(session, [envelopes[i] for i in admitted])
@@ -300,14 +304,14 @@ class Hub:
         cohort = Cohort(session.plain, port.framed, session.grants, min(floors, default=None))
         which = [i for i in _admitted(envelopes, cohort) if envelopes[i].audience.includes(session.id, session.grants)]
         for data in _view({} if views is None else views, cohort, envelopes, which):
-            port.write(data)
+            _put(port.write, data)
         self._expect_acks(session, [envelopes[i] for i in which])
 
     def say(self, session: Session, payload: bytes) -> None:
         """Write one frame that is not an event."""
         port = self._ports.get(session)
         if port is not None:
-            port.write(wire.text_frame(payload) if port.framed else payload)
+            _put(port.write, wire.text_frame(payload) if port.framed else payload)
 
     def collect(self, topic: str) -> list[Envelope]:
         """From now on what is replayed of `topic` lands in the returned list, until `collected`."""
@@ -361,6 +365,12 @@ class Hub:
                 again = waiting.envelope
                 self.say(session, wire.body(again) if session.plain else _again(again, session))
         return given_up
+
+
+def _put(write: Write, data: bytes) -> None:
+    """Write to one connection, which may have been cut in this very turn of the loop."""
+    with suppress(RuntimeError):
+        write(data)
 
 
 def _again(envelope: Envelope, session: Session) -> bytes:

@@ -1,5 +1,6 @@
 """Log lines as JSON objects, with every token taken out, uvicorn's own lines included."""
 
+import json
 import logging
 import re
 import sys
@@ -10,7 +11,7 @@ import msgspec
 
 __all__ = ["JsonLines", "Redact", "configure"]
 
-_TOKEN = re.compile(r"([?&]token=)[^&\s\"']+|\beyJ[\w-]*\.[\w-]*\.[\w-]*")
+_TOKEN = re.compile(r"([?&]token=)[^&\s\"'\\]+|\beyJ[\w-]*\.[\w-]*\.[\w-]*|\b[\w-]{16,}\.[\w-]{16,}\.[\w-]{20,}")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
@@ -46,7 +47,11 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = redact(self.formatException(record.exc_info))
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        try:
+            text = msgspec.json.encode(line, enc_hook=str).decode()
+        except UnicodeEncodeError:  # half a surrogate pair, as in the name of a file that is not UTF-8
+            text = json.dumps(line, default=str)
+        return redact(text)
 
 
 def configure(level: str) -> None:

@@ -13,7 +13,7 @@ DURATION = (1, 10, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
 class Metrics:
     """Counters of one node. Labels are few and bounded: type, leg, outcome; never a project or a user."""
 
-    content_type = "text/plain; version=0.0.4; charset=utf-8"
+    content_type = "text/plain; version=0.0.4"
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -187,7 +187,7 @@ class Recovery:
         """
         await self._hub.flush(topic)
         port = self._hub.port(session)
-        if port is None or session in self._hub.slow or session in self._hub.suspended:
+        if port is None or self._kept_out(session):
             return
         bookmark, seen = session.bookmarks[topic], self._seen[topic]
         held_since = self._holding.held_since(topic)
@@ -200,7 +200,11 @@ class Recovery:
                 self._resync(session, topic, here, "history does not reach back that far")
             elif not await self._catch_up(session, port, topic, stretch):
                 return
-        self._hub.join(session, topic, arrived)
+        if not self._kept_out(session):  # also not by what was just written to it
+            self._hub.join(session, topic, arrived)
+
+    def _kept_out(self, session: Session) -> bool:
+        return session in self._hub.slow or session in self._hub.suspended
 
     async def _catch_up(self, session: Session, port: Port, topic: str, stretch: "_Stretch") -> bool:
         """Write what was missed, part by part. Returns False when the client stopped reading on the way."""

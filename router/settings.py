@@ -150,8 +150,10 @@ def _from_file(file: Path | None) -> tuple[str, dict[str, Any]]:
         return "file", {}
     try:
         return str(path), tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SetupError(f"{path} is not TOML: {error}") from None
+    except OSError as error:
+        raise SetupError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _from_environment(environ: Mapping[str, str], kinds: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -175,5 +177,6 @@ def _shown(name: str, value: Any) -> str:
         return "(hidden)" if value and not value.startswith("@") else value
     if name == "broker":
         scheme, _, rest = value.partition("://")
-        return f"{scheme}://{'(hidden)@' if '@' in rest else ''}{rest.rpartition('@')[2]}"
+        rest, query, _ = rest.partition("?")
+        return f"{scheme}://{'(hidden)@' if '@' in rest else ''}{rest.rpartition('@')[2]}{query and '?(hidden)'}"
     return ", ".join(value) if isinstance(value, tuple) else str(value)

@@ -1,5 +1,6 @@
 """The wire: what frames look like as bytes. Nothing here knows sockets or sessions. See docs/reference/protocol.md."""
 
+import re
 from collections.abc import Sequence
 from struct import pack
 from typing import Any, TypeVar
@@ -129,7 +130,7 @@ class Head(Struct, frozen=True):
     """What is common to every message: enough to route it. `reserved` names would collide with the router's own."""
 
     type: str
-    ref: str | None = None
+    ref: Any = None
     message_id: str | None = None
     requires_ack: bool = False
     traceparent: Any = None
@@ -139,6 +140,7 @@ class Head(Struct, frozen=True):
     redelivered: Any | UnsetType = UNSET
 
 
+_QUOTED = re.compile(r"Invalid enum value .*(?= - at `)|Invalid enum value .*", re.DOTALL)
 _head = msgspec.json.Decoder(Head)
 _control: dict[str, msgspec.json.Decoder[Any]] = {
     "ack": msgspec.json.Decoder(Ack),
@@ -153,7 +155,8 @@ def read(decoder: "msgspec.json.Decoder[T]", data: bytes | str) -> T:
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise BadMessage(str(error)) from None
+        # Of a Literal or an enum msgspec quotes the value, which may be anything.
+        raise BadMessage(_QUOTED.sub("Value is not one of those allowed", str(error))) from None
     except msgspec.DecodeError as error:
         raise BadMessage(f"not JSON: {error}") from None
     except UnicodeError:
@@ -165,10 +168,18 @@ def read(decoder: "msgspec.json.Decoder[T]", data: bytes | str) -> T:
 
 def read_head(data: bytes | str) -> Head:
     """The head of one message. Raises `BadMessage`."""
-    head = read(_head, data)
-    if head.ref is not None and len(head.ref) > MAX_REF:
+    return read(_head, data)
+
+
+def mark_of(head: Head) -> str | None:
+    """The mark that a client put on its message, `ref`. Raises `BadMessage`. Of backends' events it is just a field."""
+    if head.ref is None:
+        return None
+    if not isinstance(head.ref, str):
+        raise BadMessage(f"Expected `str | null`, got `{type(head.ref).__name__}` - at `$.ref`")
+    if len(head.ref) > MAX_REF:
         raise BadMessage(f"`ref` is longer than {MAX_REF} characters - at `$.ref`")
-    return head
+    return head.ref
 
 
 def read_control(head: Head, data: bytes | str) -> Ack | Pong | AuthRefresh:

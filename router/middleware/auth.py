@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import get_default_algorithms
 from msgspec import Struct
@@ -109,12 +111,14 @@ class Tokens:
 
     def _claims(self, claims: dict[str, Any]) -> Claims:
         user, expires = claims["sub"], claims["exp"]
-        if not isinstance(user, str) or not 0 < len(user) <= MAX_USER:
+        if not isinstance(user, str) or not 0 < len(user) <= MAX_USER or not _is_text(user):
             raise Disconnect(CloseCode.UNAUTHENTICATED, f"token claim sub is no text of 1 to {MAX_USER} characters")
         # A `exp` of 1e300 or "1700000000" passes PyJWT and would break every timer after it.
-        if isinstance(expires, bool) or not isinstance(expires, int | float) or not math.isfinite(expires):
+        if isinstance(expires, bool) or not (
+            isinstance(expires, int) or (isinstance(expires, float) and math.isfinite(expires))
+        ):
             raise Disconnect(CloseCode.UNAUTHENTICATED, "token claim exp is no number of seconds")
-        expires_at = min(float(expires), self._clock() + self._max_lifetime)
+        expires_at = float(min(expires, self._clock() + self._max_lifetime))
         if expires_at + self._leeway <= self._clock():
             raise Disconnect(CloseCode.UNAUTHENTICATED, "token expired")
         issuer, token_id = claims.get("iss"), claims.get("jti")
@@ -127,6 +131,15 @@ class Tokens:
         )
 
 
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8; JSON can hold half a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _projects(value: object) -> dict[str, frozenset[str]]:
     wrong = Disconnect(CloseCode.UNAUTHENTICATED, 'token claim projects is not {"<project>": ["view", ...]}')
     if not isinstance(value, dict):
@@ -135,6 +148,14 @@ def _projects(value: object) -> dict[str, frozenset[str]]:
         if not isinstance(grants, list) or not all(isinstance(grant, str) for grant in grants):
             raise wrong
     return {project: frozenset(grants) for project, grants in value.items()}
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "RS": (rsa.RSAPublicKey,),
+    "PS": (rsa.RSAPublicKey,),
+    "ES": (ec.EllipticCurvePublicKey,),
+    "Ed": (ed25519.Ed25519PublicKey, ed448.Ed448PublicKey),
+}
 
 
 def read_key(key: str) -> str:
@@ -163,9 +184,13 @@ def _load_key(key: str, algorithms: tuple[str, ...]) -> Any:
         raise SetupError(f"`jwt_key` is {kind}, but `jwt_algorithms` is {', '.join(algorithms)}; with it goes {fit}")
     if is_pem:
         try:
-            return load_pem_public_key(key.encode())
-        except ValueError:
+            public = load_pem_public_key(key.encode())
+        except (ValueError, UnsupportedAlgorithm):
             raise SetupError("`jwt_key` (ROUTER_JWT_KEY) is no public key in PEM form") from None
+        for algorithm in algorithms:
+            if not isinstance(public, _KINDS[algorithm[:2]]):
+                raise SetupError(f"`jwt_key` is not the kind of public key that `jwt_algorithms` names: {algorithm}")
+        return public
     if len(key.encode()) < MIN_SECRET:
         raise SetupError(
             f"`jwt_key` (ROUTER_JWT_KEY) is shorter than {MIN_SECRET} bytes; make one: openssl rand -hex 32"

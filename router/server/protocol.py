@@ -24,6 +24,8 @@ class GatewayProtocol(WebSocketsSansIOProtocol):
     """One WebSocket connection. `framed` writes are legal because no extension is ever negotiated."""
 
     framed = True
+    stalled = False
+    """The buffer is over its high-water mark."""
     heard_at: float = 0.0
     """Loop time when bytes last came."""
     on_writable: Callable[[bool], None] = staticmethod(_nothing)
@@ -57,11 +59,23 @@ class GatewayProtocol(WebSocketsSansIOProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        # Whoever does not read our answers is not read either, or what answers it would pile up here.
+        self.stalled = True
+        self.transport.pause_reading()
         self.on_writable(False)
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.stalled = False
+        if not self.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
         self.on_writable(True)
+
+    async def receive(self) -> Any:
+        message = await super().receive()
+        if self.stalled and not self.transport.is_closing():
+            self.transport.pause_reading()
+        return message
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.on_writable = _nothing

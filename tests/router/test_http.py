@@ -137,7 +137,6 @@ async def test_an_event_over_256_kib_is_declined_with_what_to_do_instead(standin
         assert [event["type"] for event in await seen(client, standing, "h5")] == ["step_completed"]
 
 
-@pytest.mark.xfail(strict=True, reason="the size is looked at outside the part that adds the index")
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_one_that_is_too_large_is_named_by_its_index(standing):
     async with http(standing) as backend:
@@ -145,7 +144,6 @@ async def test_the_one_that_is_too_large_is_named_by_its_index(standing):
         assert problem(await backend.post("/projects/h6/events", content=body))[2].startswith("event 1: ")
 
 
-@pytest.mark.xfail(strict=True, reason="the id that a critical event is given counts towards its size, but only later")
 @pytest.mark.asyncio(loop_scope="module")
 async def test_none_is_published_either_when_one_becomes_too_large_by_the_id_it_is_given(standing):
     async with http(standing) as backend, standing.client("h7") as client:
@@ -196,7 +194,6 @@ async def test_space_around_the_event_does_not_matter(standing):
         assert await client.event("step_started") == {**STARTED, "seq": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="`ref` of an event is taken for the mark that clients put on their messages")
 @pytest.mark.asyncio(loop_scope="module")
 async def test_what_a_notification_refers_to_may_be_a_long_address(standing):
     event = {"type": "notification", "level": "info", "title": "Done", "ref": "https://app.example/" + "x" * 80}
@@ -269,7 +266,6 @@ async def test_a_trace_context_that_is_none_does_not_keep_an_event_from_being_pu
             assert response.status_code == 202
 
 
-@pytest.mark.xfail(strict=True, reason="a `traceparent` over 100 characters is an error of validation")
 @pytest.mark.asyncio(loop_scope="module")
 async def test_nor_does_a_very_long_one(standing):
     async with http(standing) as backend:
@@ -379,7 +375,6 @@ async def test_figures_are_in_prometheus_text_format(node):
         assert response.text.endswith("\n")
 
 
-@pytest.mark.xfail(strict=True, reason="Litestar adds a second charset; Prometheus 3 fails the scrape for it")
 async def test_the_type_of_the_figures_names_its_charset_once(node):
     async with http(node, None) as operator:
         for path in ("/metrics", "/client/router.js"):

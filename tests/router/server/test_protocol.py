@@ -436,10 +436,7 @@ async def test_end_lets_go_of_a_client_whose_buffer_is_full(held):
         await until(lambda: not here.connections)
 
 
-async def test_one_who_vanished_a_moment_ago_keeps_nobody_else_from_getting_an_event(request):
-    if "uvloop" in type(asyncio.get_running_loop()).__module__:
-        reason = "uvloop's write raises RuntimeError once a connection is lost, and the hub's loop does not expect it"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=RuntimeError, reason=reason))
+async def test_one_who_vanished_a_moment_ago_keeps_nobody_else_from_getting_an_event():
     async with run_node() as node, node.client() as first, node.client(token=make_token("grace")) as second:
         await first.events(lambda e: e["type"] == "presence_joined" and e["user_id"] == "grace")
         session = next(session for session in node.router.hub if session.user == "ada")
