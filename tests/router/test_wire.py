@@ -62,9 +62,7 @@ def test_a_text_frame_has_its_length_in_the_shortest_form(payload):
         assert (short, struct.unpack("!Q", frame[2:10])[0], frame[10:]) == (127, len(payload), payload)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b"7", b'{"type":5}', b"{}", b"\xff", "[" * 100_000]
-)
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"7", b'{"type":5}', b"{}", b"\xff", "[" * 100_000])
 def test_whatever_comes_in_is_read_or_refused(data):
     with pytest.raises(BadMessage):
         wire.read_head(data)
