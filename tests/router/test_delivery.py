@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -58,6 +59,9 @@ class Changed(Event, frozen=True, tag="changed"):
 def union(pending: Changed, new: Changed) -> Changed:
     return Changed(things=sorted({*pending.things, *new.things}))
 
+
+pytestmark = pytest.mark.timeout(400)
+"""2,000 histories take half a minute of an idle core."""
 
 PLUGINS = [
     Plugin(Progress, Policy(deliver=Latest(by=("step",)))),
