@@ -85,6 +85,8 @@ def _modules(package: str | None, folders: Sequence[Path]) -> Iterator[tuple[str
             )
         for path in sorted(folder.glob("*.py")):
             if not path.name.startswith("_"):
+                if path.stat().st_mode & stat.S_IWOTH:
+                    raise SetupError(f"the plugin {path} can be written by anybody, and its code runs here: chmod o-w")
                 yield str(path), lambda path=path: _load_file(path)
 
 

@@ -187,7 +187,13 @@ class Router:
         event, payload = wire.critical(event, payload, message_id or uuid4().hex)
         assert event.message_id is not None
         self.receipts.open(event.message_id)
-        published = await self.publish(audience, event, payload=payload, message_id=message_id, traceparent=traceparent)
+        try:
+            published = await self.publish(
+                audience, event, payload=payload, message_id=message_id, traceparent=traceparent
+            )
+        except BaseException:
+            self.receipts.drop(event.message_id)
+            raise
         await self._lanes.run(audience.topic, partial(self._flush, audience.topic))
         expected = self.hub.users(audience.topic, self.catalog.plugin_of(event).policy.receive)
         return published, await self.receipts.wait(event.message_id, expected, within)

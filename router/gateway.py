@@ -180,8 +180,8 @@ class Gateway:
         router.metrics.opened(recovering=any(epoch for epoch, _ in (since or {}).values()))
         self._upkeep.add(session)
         recovered = await router.open(session, port, since, self._upkeep.ping_every)
+        socket.present = True  # counted from here on, also should telling the others fail
         await router.presence.enter(session.project, session.user)
-        socket.present = True
         _log_connection("websocket_connected", session, recovered=recovered)
 
     async def _leave(self, socket: GatewaySocket, session: Session) -> None:
@@ -196,12 +196,12 @@ class Gateway:
         try:
             await router.close(session)
         finally:
+            if socket.port is not None:
+                seconds = time.monotonic() - socket.began
+                router.metrics.closed(seconds)
+                _log_connection("websocket_disconnected", session, code=socket.code, seconds=round(seconds, 3))
+                await socket.port.finish()
             await router.broker.release(session.user, session.project)
-        if socket.port is not None:
-            seconds = time.monotonic() - socket.began
-            router.metrics.closed(seconds)
-            _log_connection("websocket_disconnected", session, code=socket.code, seconds=round(seconds, 3))
-            await socket.port.finish()
 
     def _goodbye(self, session: Session) -> float:
         """At shutdown: tell `session` when to come back; returns in how many seconds to close it."""

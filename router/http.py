@@ -63,14 +63,15 @@ def litestar_response(_: Any, error: Exception) -> Response[bytes]:
     return problem(error.status_code, title, error.detail or title, title.lower().replace(" ", "_"))
 
 
-def _grants(router: Router, request: Request[Any, Any, Any], project: str) -> frozenset[str]:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return router.authenticate.tokens.read(token.strip() if scheme.lower() == "bearer" else None).grants(project)
-
-
-def _need(router: Router, request: Request[Any, Any, Any], grant: str, project: str) -> None:
-    if grant not in _grants(router, request, project):
-        raise Denied(grant, "all projects (`*`)" if project == "*" else "this project")
+async def _need(router: Router, request: Request[Any, Any, Any], grant: str, project: str) -> None:
+    """Raise unless the request's token gives `grant`. In a project, `permissions` is asked as for a connection."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    token = value.strip() if scheme.lower() == "bearer" else None
+    if project == "*":
+        if grant not in router.authenticate.tokens.read(token).grants("*"):
+            raise Denied(grant, "all projects (`*`)")
+    elif grant not in (await router.authenticate.identify(token, project)).grants:
+        raise Denied(grant)
 
 
 async def _publish(
@@ -141,7 +142,7 @@ def routes(router: Router) -> list[Any]:
         acknowledged: Wait = None,
     ) -> dict[str, Any]:
         topic = topics_of(project, "")[0]
-        _need(router, request, "publish", project)
+        await _need(router, request, "publish", project)
         return await _publish(router, request, Audience(topic), key, trace, acknowledged)
 
     @post("/users/{user:str}/events", status_code=202, summary="Publish to all connections of one person")
@@ -152,7 +153,7 @@ def routes(router: Router) -> list[Any]:
         trace: TraceParent = None,
         acknowledged: Wait = None,
     ) -> dict[str, Any]:
-        _need(router, request, "publish", "*")
+        await _need(router, request, "publish", "*")
         return await _publish(router, request, Audience(user_topic(user)), key, trace, acknowledged)
 
     @post("/events", status_code=202, summary="Publish to everybody who is connected")
@@ -162,13 +163,13 @@ def routes(router: Router) -> list[Any]:
         trace: TraceParent = None,
         acknowledged: Wait = None,
     ) -> dict[str, Any]:
-        _need(router, request, "publish", "*")
+        await _need(router, request, "publish", "*")
         return await _publish(router, request, Audience(EVERYONE), key, trace, acknowledged)
 
     @get("/projects/{project:str}/presence", summary="Who has a project open")
     async def presence(request: Request[Any, Any, Any], project: FromPath[str]) -> dict[str, list[Any]]:
         topics_of(project, "")
-        _need(router, request, "view", project)
+        await _need(router, request, "view", project)
         return {"users": list(router.presence.people(project))}
 
     @get("/healthz", media_type=MediaType.TEXT, summary="Whether the process lives")

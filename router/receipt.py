@@ -38,6 +38,10 @@ class Receipts:
         """From now on note who acknowledges `message_id`."""
         self._open.setdefault(message_id, _Open())
 
+    def drop(self, message_id: str) -> None:
+        """It was never published."""
+        self._open.pop(message_id, None)
+
     def acknowledged(self, message_id: str | None, user: str) -> None:
         """`user` acknowledged `message_id`."""
         receipt = self._open.get(message_id or "")

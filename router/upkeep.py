@@ -8,8 +8,9 @@ from collections.abc import Callable
 from random import uniform
 
 from router import wire
-from router.errors import CloseCode
+from router.errors import CloseCode, Unavailable, place
 from router.flow import Router
+from router.lapse import Closing
 from router.session import Session
 
 __all__ = ["Upkeep"]
@@ -46,6 +47,7 @@ class Upkeep:
         self._clock, self._wall = clock, wall
         self._slots: list[set[Session]] = [set() for _ in range(max(1, round(ping_every)))]
         self._slot_of: dict[Session, int] = {}
+        self._closings: list[Closing] = []
         self._now = 0
         self._expiring: list[tuple[float, int, Session, bool]] = []
         self._count = 0
@@ -73,27 +75,30 @@ class Upkeep:
 
     def _push(self, at: float, session: Session, *, last: bool) -> None:
         self._count += 1
+        if len(self._expiring) > 4 * len(self._slot_of) + 64:  # most of it is about sessions that are gone
+            self._expiring = [entry for entry in self._expiring if entry[2] in self._slot_of]
+            heapq.heapify(self._expiring)
         heapq.heappush(self._expiring, (at, self._count, session, last))
 
     async def run(self) -> None:
-        """Tick every second until cancelled. A tick that fails is logged, and the next one comes all the same."""
+        """Tick every second until cancelled."""
         while True:
             await asyncio.sleep(1)
-            try:
-                await self.tick()
-            except Exception:
-                log.exception("upkeep failed", extra={"event": "upkeep_failed"})
+            await self.tick()
 
     async def tick(self) -> None:
-        """One second's work."""
+        """One second's work. A part that fails is logged, and the others are done all the same."""
         self._now += 1
-        self._ping()
-        self._expire()
-        self._end_slow()
-        self._redeliver()
-        await self._close_lapsed()
-        await self._router.presence.tick()
-        self._router.audit.flush()
+        for part in (self._ping, self._expire, self._end_slow, self._redeliver, self._router.audit.flush):
+            try:
+                part()
+            except Exception as error:
+                _failed(error)
+        for work in (self._close_lapsed, self._router.presence.tick):
+            try:
+                await work()
+            except Exception as error:
+                _failed(error)
 
     def _ping(self) -> None:
         now = self._clock()
@@ -135,15 +140,28 @@ class Upkeep:
                 port.abort()
 
     async def _close_lapsed(self) -> None:
-        for closing in self._router.lapses.due():
+        self._closings += self._router.lapses.due()
+        while self._closings:
+            closing = self._closings[0]
+            try:
+                await self._router.publish(closing.audience, closing.event, message_id=closing.message_id)
+            except Unavailable:
+                return  # with the broker back, it is tried again
+            except Exception as error:  # the plugin's own event cannot be published: no use to try again
+                _failed(error)
+            self._closings.pop(0)
             log.warning("closed after silence", extra={"event": "lapsed", "message_id": closing.message_id})
-            await self._router.publish(closing.audience, closing.event, message_id=closing.message_id)
 
     def _redeliver(self) -> None:
         router = self._router
         for session, envelope in router.hub.redeliver(self._clock(), router.pace.ack_tries):
             router.metrics.unacknowledged.inc()
             router.audit.unacknowledged(envelope, session.user, session.id)
+
+
+def _failed(error: Exception) -> None:
+    what = f"{type(error).__name__} at {place(error)}"
+    log.error("upkeep failed: %s", what, extra={"event": "upkeep_failed"})
 
 
 _PING = wire.encode(wire.Ping())

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -126,17 +126,19 @@ async def run_node(**settings: Any) -> AsyncIterator[Node]:
     listener = listen("127.0.0.1", 0)
     made = config(create_app(chosen, router=router), max_message=chosen.limit_message, drain=chosen.drain)
     server = uvicorn.Server(made)
-    server.capture_signals = _no_signals  # type: ignore[method-assign]
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started:
-        await asyncio.sleep(0.001)
+    made.load()
+    server.lifespan = made.lifespan_class(made)
+    await server.startup(sockets=[listener])
+    state = server.server_state
     try:
         yield Node(router, listener.getsockname()[1])
-    finally:
-        server.should_exit = True
-        await task
+    finally:  # as uvicorn's own shutdown, without its pauses
+        for each in server.servers:
+            each.close()
+        for connection in list(state.connections):
+            connection.shutdown()
+        async with asyncio.timeout(15):
+            while state.connections or state.tasks:
+                await asyncio.sleep(0)
+        await server.lifespan.shutdown()
         listener.close()
-
-
-def _no_signals() -> AbstractContextManager[None]:
-    return nullcontext()

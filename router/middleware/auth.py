@@ -206,14 +206,19 @@ class Authenticator:
         self._permissions = permissions
 
     async def __call__(self, token: str | None, project: str) -> Identity:
-        """The identity for `project`. Raises `Disconnect` 4401, 4403 or 4404."""
+        """The identity of somebody who opens `project`. Raises `Disconnect` 4401, 4403 or 4404."""
+        identity = await self.identify(token, project)
+        if "view" not in identity.grants:
+            raise Disconnect(CloseCode.FORBIDDEN, "not allowed to see this project")
+        return identity
+
+    async def identify(self, token: str | None, project: str) -> Identity:
+        """Who it is, and what they may do in `project`, be it nothing. Raises `Disconnect` 4401 or 4404."""
         claims = self.tokens.read(token)
         grants = claims.grants(project)
         identity = Identity(claims.user, grants, claims.expires_at, claims.issuer, claims.token_id)
         if self._permissions is not None:
             identity = replace(identity, grants=await self._ask(self._permissions, identity, project))
-        if "view" not in identity.grants:
-            raise Disconnect(CloseCode.FORBIDDEN, "not allowed to see this project")
         return identity
 
     @staticmethod
@@ -283,7 +288,10 @@ class Auth:
     def watch(self, session: str, expires_at: float) -> None:
         """Have `session` suspended when something is delivered after `expires_at` (seconds since the epoch)."""
         self._expires[session] = expires_at
-        if expires_at != math.inf:
+        if len(self._heap) > 2 * len(self._expires) + 64:  # most of it is about sessions that are gone
+            self._heap = [(at, name) for name, at in self._expires.items() if at != math.inf]
+            heapq.heapify(self._heap)
+        elif expires_at != math.inf:
             heapq.heappush(self._heap, (expires_at, session))
 
     def forget(self, session: str) -> None:
