@@ -10,6 +10,7 @@ import heapq
 import json
 import os
 from collections.abc import Callable, Coroutine
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -405,6 +406,11 @@ class Delivery(RuleBasedStateMachine):
             for stream, text in page.state.texts.items():
                 assert self.truth.texts[stream].startswith(text), "pieces of a stream were lost or doubled"
 
+    def check_throttle(self) -> None:
+        """At most one throttled flush a second. Changes are about nothing in particular, so nothing hurries them."""
+        times = [when for when, frame in self.reference.frames if b'"changed"' in msgspec.json.encode(frame)]
+        assert all(later - earlier >= 1.0 - 1e-6 for earlier, later in pairwise(times)), times
+
     def check_everybody_agrees(self) -> None:
         for page in list(self.away):
             self.away.remove(page)
@@ -416,6 +422,7 @@ class Delivery(RuleBasedStateMachine):
             assert page.session is not None
             for id_ in page.unacknowledged:
                 self.run(self.router.receive(page.session, json.dumps({"type": "ack", "message_id": id_})))
+        self.check_throttle()
         self.publish(Completed(step="a", done=10**6))
         for page in self.pages:
             assert page.state == self.truth, "plain" if page.plain else "router.v1"
