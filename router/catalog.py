@@ -52,7 +52,9 @@ def discover(package: str | None = "plugins", folders: Sequence[Path] = ()) -> t
     for source, load in _modules(package, folders):
         try:
             loaded = load()
-        except (Exception, SystemExit) as error:  # a plugin is foreign code: whatever it does, name it and go on
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin is foreign code: whatever it does, name it and go on
             problems.append(Problem(source, f"could not be imported: {type(error).__name__}: {error}"))
             continue
         plugins = (
@@ -120,7 +122,10 @@ class Catalog:
         self._decoders: dict[str, msgspec.json.Decoder[Any]] = {}
         self._by_event: dict[type[Event], Plugin] = {}
         for entry in found:
-            reason = _flaw(entry.plugin, reserved)
+            try:
+                reason = _flaw(entry.plugin, reserved)
+            except Exception as error:  # whatever a plugin puts into its policy, the others work
+                reason = f"its policy cannot be understood: {type(error).__name__}: {error}"
             if reason is not None:
                 self.problems.append(Problem(entry.source, reason))
                 continue
@@ -204,6 +209,10 @@ def _policy_flaw(plugin: Plugin, name: str, fields: set[str]) -> str | None:
             return f"`deliver` of {name} joins `{deliver.field}`, which is neither a text (str) nor a list"
     if deliver.every is not None and deliver.every <= 0:
         return f"`deliver.every` of {name} must be more than 0 seconds"
+    if not isinstance(plugin.policy.cost, int | float) or plugin.policy.cost < 0:
+        return f"`cost` of {name} must be a number, 0 or more"
+    if not all(inspect.isclass(kind) and issubclass(kind, Event) for kind in plugin.policy.settles):
+        return f"`settles` of {name} must be a tuple of Event types: (StepProgress,)"
     if plugin.handle is not None and plugin.policy.send is None:
         return f"{name} has a handler that never runs: `Policy(send=...)` must name the grant that lets clients send it"
     if plugin.handle is not None and not inspect.iscoroutinefunction(plugin.handle):

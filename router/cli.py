@@ -25,7 +25,7 @@ from router.catalog import discover
 from router.dev import GRANTS, PROJECT, demo_routes, make_token
 from router.errors import RouterError, SetupError
 from router.middleware.auth import Tokens, read_key
-from router.publisher import Publisher
+from router.publisher import Publisher, events_path
 from router.server.serve import listen, serve, serve_workers
 
 __all__ = ["main"]
@@ -241,11 +241,9 @@ def publish(words: tuple[str, ...], user: str | None, everyone: bool, url: str, 
     if everyone:
         path, rest = "/events", words
     elif user:
-        path, rest = f"/users/{quote(user, safe='')}/events", words
+        path, rest = events_path("users", user), words
     else:
-        path, rest = f"/projects/{quote(words[0], safe='')}/events", words[1:]
-        if "/" in words[0]:
-            raise click.UsageError(f"`{words[0]}` is no project id: letters, digits, `.`, `_`, `~` and `-`")
+        path, rest = events_path("projects", words[0]), words[1:]
     if not rest or "=" in rest[0]:
         raise click.UsageError("name a PROJECT (or give --user or --all), then a TYPE, then the fields")
     kind, fields = rest[0], rest[1:]

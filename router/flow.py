@@ -43,6 +43,10 @@ log = logging.getLogger("router")
 plugin_log = logging.getLogger("router.plugin")
 
 
+REFUSALS = (20.0, 200.0)
+"""Declined messages a second, and at once, that one connection may have answered before it is closed."""
+
+
 class Pace(Struct, frozen=True):
     """The figures that decide how fast and how patient the router is. Times in seconds."""
 
@@ -107,8 +111,11 @@ class Router:
         self._lanes = Lanes(self._flush, self._job_failed)
         self._clock, self._wall = clock, wall
         self._call_later = call_later
-        self._recovery = Recovery(self.hub, broker, self._lanes, self._coalesce, self._outbound, self._merge_failed)
+        self._recovery = Recovery(
+            self.hub, broker, self._lanes, self._coalesce, self._outbound, self._merge_failed, self.lapses
+        )
         self._bad: dict[str, TokenBucket] = {}
+        self._refusals: dict[str, TokenBucket] = {}
         self.on_refresh: Callable[[Session], None] = lambda _: None
         """Told of each session whose identity was refreshed."""
 
@@ -186,17 +193,17 @@ class Router:
         """Publish `event` as a critical one and wait, at most `within` seconds, until everybody here has acknowledged it."""
         event, payload = wire.critical(event, payload, message_id or uuid4().hex)
         assert event.message_id is not None
-        self.receipts.open(event.message_id)
+        self.receipts.open(audience.topic, event.message_id)
         try:
             published = await self.publish(
                 audience, event, payload=payload, message_id=message_id, traceparent=traceparent
             )
         except BaseException:
-            self.receipts.drop(event.message_id)
+            self.receipts.drop(audience.topic, event.message_id)
             raise
         await self._lanes.run(audience.topic, partial(self._flush, audience.topic))
         expected = self.hub.users(audience.topic, self.catalog.plugin_of(event).policy.receive)
-        return published, await self.receipts.wait(event.message_id, expected, within)
+        return published, await self.receipts.wait(audience.topic, event.message_id, expected, within)
 
     def read_event(self, data: bytes) -> tuple[Event, bytes]:
         """An event that a backend wrote as JSON, and its bytes ready for `publish`. Raises `BadMessage`."""
@@ -230,6 +237,8 @@ class Router:
             self.metrics.latency.observe(max(0.0, self._wall() - envelope.published_at))
         self.lapses.note(envelope)
         await self.hub.deliver(envelope)
+        if not self._lanes.busy(envelope.topic):  # a middleware forwards it later, out of turn
+            self._lanes.put(envelope.topic, _nothing)
 
     async def _flush(self, topic: str) -> None:
         self.metrics.deliveries.inc(await self.hub.flush(topic))
@@ -289,12 +298,15 @@ class Router:
             if message.message_id is None and message.pos is None:
                 raise BadMessage("`ack` needs `message_id` or `pos`")
             for envelope in self.hub.acknowledge(session, message_id=message.message_id, pos=message.pos):
-                self.receipts.acknowledged(envelope.ack_id, session.user)
+                self.receipts.acknowledged(envelope.topic, envelope.ack_id, session.user)
         return None
 
     def refuse(self, session: Session, refusal: Refused, ref: str | None = None, *, bad: bool = False) -> None:
         """Answer with an `error` frame. Raises `Disconnect` after too many `bad` messages in a minute."""
         self.hub.say(session, wire.error(refusal, ref))
+        flood = self._refusals.setdefault(session.id, TokenBucket(*REFUSALS))
+        if flood.take(self._clock()):
+            raise Disconnect(CloseCode.BAD_MESSAGES, "too many messages that were declined")
         if bad:
             allowed = self.pace.bad_messages_a_minute
             bucket = self._bad.setdefault(session.id, TokenBucket(allowed / 60, allowed))
@@ -362,6 +374,7 @@ class Router:
         self.hub.remove(session)
         self.auth.forget(session.id)
         self._bad.pop(session.id, None)
+        self._refusals.pop(session.id, None)
         await self._recovery.close(session)
 
     def _suspend(self, session: str) -> None:
@@ -418,6 +431,10 @@ class Router:
             log.error(
                 "delivery failed: %s", type(error).__name__, extra={"event": "delivery_failed", "place": place(error)}
             )
+
+
+async def _nothing() -> None:
+    """A job that only has its topic settled."""
 
 
 _REFRESH_POLICY = Policy(send="view", cost=0.0)

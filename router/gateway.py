@@ -51,6 +51,8 @@ class GatewaySocket(WebSocket[Any, Any, Any]):
     router: Router
     port: DirectPort | AsgiPort | None = None
     began = 0.0
+    over = False
+    """It was refused: nothing is read from it."""
     present = False
     """Whether its person counts as here."""
     code = 1006
@@ -58,6 +60,8 @@ class GatewaySocket(WebSocket[Any, Any, Any]):
 
     async def receive_data(self, mode: Any = "text") -> Any:  # noqa: ARG002  # Litestar's signature
         """The next text frame."""
+        if self.over:
+            raise WebSocketDisconnect(detail="refused", code=self.code)
         while True:
             message: Any = await self.receive()
             if message["type"] == "websocket.disconnect":
@@ -107,6 +111,7 @@ class Gateway:
                 extra={"event": "websocket_refused", "project_uuid": project[:128], "code": int(refused.code)},
             )
             await _refuse(socket, refused)
+            socket.over = True
             with suppress(WebSocketDisconnect):
                 yield  # the listener reads the disconnect and unwinds
             return
@@ -123,6 +128,8 @@ class Gateway:
             socket.code = int(ended.code)
             self._router.metrics.error(str(socket.code))
             await _close(socket, ended)
+        except OSError:
+            log.debug("gone in the middle of the handshake")  # uvicorn's ClientDisconnected
         except Exception as error:  # our own bug: tell neither client nor log what was in the message
             socket.code = int(CloseCode.INTERNAL_ERROR)
             self._router.metrics.error("internal")

@@ -21,7 +21,7 @@ from router.tracing import valid_traceparent
 __all__ = ["litestar_response", "problem", "refused_response", "routes"]
 
 MAX_EVENTS = 1000
-MARKS = 100
+MARKS = 300
 """Bytes that a critical event may be given: an id, and the mark that it must be acknowledged."""
 IdempotencyKey = Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=200)]
 TraceParent = Annotated[str | None, HeaderParameter(name="traceparent")]

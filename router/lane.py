@@ -54,6 +54,9 @@ class Lanes:
                 return
             try:
                 result = await job()
+            except asyncio.CancelledError:
+                done.cancel()
+                raise
             except Exception as error:
                 if not done.cancelled():
                     done.set_exception(error)
@@ -63,6 +66,10 @@ class Lanes:
 
         self._waiting[topic].append(in_turn)
         return await done
+
+    def busy(self, topic: str) -> bool:
+        """Whether `topic` has work, so that it will be settled after it."""
+        return topic in self._waiting
 
     async def idle(self) -> None:
         """Wait until all work that was put is done."""
@@ -92,5 +99,10 @@ class Lanes:
     async def _attempt(self, topic: str, job: Job) -> None:
         try:
             await job()
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            self._fault(topic, RuntimeError(f"cancelled itself: {error}"))  # not we were cancelled, but the job
         except Exception as error:  # one message's failure must not stop those behind it
             self._fault(topic, error)

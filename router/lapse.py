@@ -1,16 +1,21 @@
 """Streams and steps whose producer died: closes them after a deadline, so that nobody waits for ever."""
 
 import heapq
+import logging
 from collections.abc import Callable
 
 from msgspec import Struct
 
 from router.audience import Audience
 from router.envelope import Envelope
+from router.errors import place
 from router.event import Append, Event
 from router.pacing import Subject, subject_of
 
 __all__ = ["Closing", "Lapses"]
+
+
+log = logging.getLogger("router")
 
 
 class Closing(Struct, frozen=True):
@@ -43,9 +48,9 @@ class Lapses:
         return len(self._open)
 
     def note(self, envelope: Envelope) -> None:
-        """Take notice of an event on its way out, or of one that is told again to somebody who catches up."""
+        """Take notice of an event on its way out. One that is told again to somebody says nothing about now."""
         deliver, lapse = envelope.policy.deliver, envelope.policy.lapse
-        if not deliver.by or not envelope.seq:
+        if not deliver.by or not envelope.seq or envelope.replay:
             return
         key = (envelope.topic, subject_of(envelope.event, deliver.by))
         before = self._open.get(key)
@@ -58,6 +63,11 @@ class Lapses:
         self._open[key] = envelope
         if before is None:
             self._push(key, envelope.published_at + lapse.after)
+
+    def forget(self, topic: str) -> None:
+        """Nobody listens to `topic` any more, so nothing more of it is heard here."""
+        for key in [key for key in self._open if key[0] == topic]:
+            del self._open[key]
 
     def due(self) -> list[Closing]:
         """What is to be closed now."""
@@ -73,7 +83,13 @@ class Lapses:
                 self._push((topic, subject), deadline)
                 continue
             del self._open[topic, subject]
-            closings.append(Closing(topic, last.policy.lapse.close(last.event), f"lapse:{last.type}:{last.seq}"))
+            try:
+                event = last.policy.lapse.close(last.event)
+            except Exception as error:  # a plugin's fault must not keep others' streams open
+                what = f"{type(error).__name__} at {place(error)}"
+                log.error("`lapse.close` of %s failed: %s", last.type, what, extra={"event": "plugin_failed"})
+                continue
+            closings.append(Closing(topic, event, f"lapse:{last.type}:{last.seq}"))
         return closings
 
     def _push(self, key: tuple[str, Subject], when: float) -> None:

@@ -21,6 +21,10 @@ SLOW_MERGE = 0.05
 """Seconds. Merging holds up the whole node, and what it says is two small values made one."""
 
 
+MAX_JOINED = 64 * 1024
+"""Characters of a stream in one event. A longer text comes in several, each of bounded size."""
+
+
 class TokenBucket:
     """Lets `burst` through at once and `rate` a second after that.
 
@@ -60,7 +64,7 @@ class _Held(Struct):
     subject: Subject
     due: float
     every: float
-    seqs: list[int]
+    seqs: set[int]
 
 
 def subject_of(event: Event, fields: Iterable[str]) -> Subject:
@@ -86,7 +90,7 @@ class Window:
     `pos` below which nothing is held any more.
     """
 
-    __slots__ = ("_every", "_fault", "_held", "_leading", "_open_at", "_seen")
+    __slots__ = ("_every", "_fault", "_held", "_leading", "_open_at", "_opened_by", "_seen", "_shunned")
 
     def __init__(self, every: float, *, leading: bool = True, fault: Fault | None = None) -> None:
         self._every = every
@@ -94,6 +98,8 @@ class Window:
         self._fault = fault
         self._held: dict[tuple[type[Event], Subject, Audience], _Held] = {}
         self._open_at: dict[float, float] = {}  # window length -> when the next event may go at once
+        self._opened_by = 0
+        self._shunned: set[Any] = set()
         self._seen = 0
 
     def offer(
@@ -145,7 +151,7 @@ class Window:
                 # For another audience it may be all they ever hear of it, so only the same one may lose it.
                 (settled if audience == envelope.audience else out).append(held.envelope)
                 del self._held[key]
-            elif subject and about == subject:
+            elif about == subject and (subject or kind is type(envelope.event)):
                 out.append(held.envelope)
                 del self._held[key]
         return out, settled
@@ -158,21 +164,24 @@ class Window:
         held = self._held.pop(key, None)
         ends = isinstance(deliver, Append) and deliver.ends is not None and bool(getattr(envelope.event, deliver.ends))
         if held is None:
-            at_once = self._leading and now >= self._open_at.get(every, 0.0) and not self._waiting(every)
+            open_now = now >= self._open_at.get(every, 0.0) and not self._waiting(every)
+            # The second part of a message that was split goes with the first.
+            at_once = self._leading and (open_now or (envelope.seq != 0 and envelope.seq == self._opened_by))
             if at_once or ends:
                 if at_once:
                     self._open_at[every] = now + every
+                    self._opened_by = envelope.seq
                 return self._positioned([envelope]), []
             due = max(self._open_at.get(every, now), now) if self._leading else float("inf")
-            self._held[key] = _Held(envelope, subject, due, every, [envelope.seq])
+            self._held[key] = _Held(envelope, subject, due, every, {envelope.seq})
             return [], []
         joined = self._join(held.envelope, envelope, deliver)
         if joined is None:
-            self._held[key] = _Held(envelope, subject, held.due, every, [envelope.seq])
+            self._held[key] = _Held(envelope, subject, held.due, every, {envelope.seq})
             return self._positioned([held.envelope]), []
         if ends:
             return self._positioned([joined]), [held.envelope]
-        held.seqs.append(envelope.seq)
+        held.seqs.add(envelope.seq)
         # Put in anew, so that a flush sends in the order of the newest part.
         self._held[key] = _Held(joined, subject, held.due, every, held.seqs)
         return [], [held.envelope]
@@ -184,10 +193,15 @@ class Window:
         """One envelope that stands for both; None when the type's merge function failed."""
         first = pending.first or new.first
         if isinstance(deliver, Append):
-            text = getattr(pending.event, deliver.field) + getattr(new.event, deliver.field)
+            before, after = getattr(pending.event, deliver.field), getattr(new.event, deliver.field)
+            if len(before) + len(after) > MAX_JOINED:
+                return None
+            text = before + after
             return replace(new.saying(replace(new.event, **{deliver.field: text})), first=first)
         if not isinstance(deliver, Merge):
             return replace(new, first=first)
+        if deliver.function in self._shunned:
+            return None
         began = perf_counter()
         try:
             event = deliver.function(pending.event, new.event)
@@ -199,6 +213,7 @@ class Window:
             return None
         took = perf_counter() - began
         if took > SLOW_MERGE:
+            self._shunned.add(deliver.function)
             self._blame(new, f"its merge function took {took:.3f} s, and everybody waited")
             return None
         return replace(new.saying(event), first=first)

@@ -81,6 +81,7 @@ class AsgiPort:
         self._on_writable: Callable[[bool], None] = lambda _: None
         self._paused = False
         self._closing: tuple[CloseCode, str] | None = None
+        self._owner = asyncio.current_task()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def write(self, data: bytes) -> None:
@@ -99,8 +100,10 @@ class AsgiPort:
         self._more.set()
 
     def abort(self) -> None:
-        self._waiting.clear()
-        self.close(CloseCode.TOO_SLOW, "too slow")
+        # The task hangs in a `send` that never ends, and so would a close frame: end the connection's own task.
+        self._task.cancel()
+        if self._owner is not None:
+            self._owner.cancel()
 
     def heard(self) -> float | None:
         """Not to be known through ASGI; such servers ping by themselves."""

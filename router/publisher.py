@@ -15,7 +15,7 @@ from msgspec import Struct
 from router.errors import BadMessage, Denied, RateLimited, Refused, TooLarge, Unavailable
 from router.event import Event
 
-__all__ = ["Acknowledged", "Publisher"]
+__all__ = ["Acknowledged", "Publisher", "events_path"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 """Seconds between tries, doubled each time and drawn at random below that: together enough for a restart."""
@@ -97,9 +97,7 @@ class Publisher:
         who did and who did not. Raises `BadMessage`, `TooLarge`, `Denied`, or `Unavailable` when the router cannot
         be reached.
         """
-        if not project or "/" in project:
-            raise BadMessage(f"{project!r} is no project id: letters, digits, `.`, `_`, `~` and `-`")
-        path = f"/projects/{quote(project, safe='')}/events"
+        path = events_path("projects", project)
         body = self._encoder.encode(events)
         if acknowledged is None:
             return await self.publish_json(path, body, message_id)
@@ -108,9 +106,7 @@ class Publisher:
 
     async def publish_to_user(self, user: str, *events: Event, message_id: str | None = None) -> list[int]:
         """Publish to all connections of one person, whatever project they have open."""
-        return await self.publish_json(
-            f"/users/{quote(user, safe='')}/events", self._encoder.encode(events), message_id
-        )
+        return await self.publish_json(events_path("users", user), self._encoder.encode(events), message_id)
 
     async def publish_to_all(self, *events: Event, message_id: str | None = None) -> list[int]:
         """Publish to everybody who is connected."""
@@ -137,6 +133,16 @@ class Publisher:
                 return answer
             raise _refusal(response)
         raise Unavailable(f"the router at {self._client.base_url} cannot be reached: {type(away).__name__}")
+
+
+def events_path(kind: str, name: str) -> str:
+    """Where events for one of the `projects` or `users` are published. Raises `BadMessage` for a name without a path.
+
+    An address of `..` would be folded into another one, and a message for one person go to everybody.
+    """
+    if not name or "/" in name or name in (".", ".."):
+        raise BadMessage(f"{name!r} cannot be published to: it has a `/`, or is empty, `.` or `..`")
+    return f"/{kind}/{quote(name, safe='')}/events"
 
 
 def _refusal(response: httpx.Response) -> Refused:

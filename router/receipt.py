@@ -29,29 +29,29 @@ class _Open:
 
 
 class Receipts:
-    """The receipts that publishers wait for, by message id. Nothing is kept of events that nobody asks about."""
+    """The receipts that publishers wait for, by topic and message id. Nothing is kept of events that nobody asks about."""
 
     def __init__(self) -> None:
-        self._open: dict[str, _Open] = {}
+        self._open: dict[tuple[str, str], _Open] = {}
 
-    def open(self, message_id: str) -> None:
+    def open(self, topic: str, message_id: str) -> None:
         """From now on note who acknowledges `message_id`."""
-        self._open.setdefault(message_id, _Open())
+        self._open.setdefault((topic, message_id), _Open())
 
-    def drop(self, message_id: str) -> None:
+    def drop(self, topic: str, message_id: str) -> None:
         """It was never published."""
-        self._open.pop(message_id, None)
+        self._open.pop((topic, message_id), None)
 
-    def acknowledged(self, message_id: str | None, user: str) -> None:
+    def acknowledged(self, topic: str, message_id: str | None, user: str) -> None:
         """`user` acknowledged `message_id`."""
-        receipt = self._open.get(message_id or "")
+        receipt = self._open.get((topic, message_id or ""))
         if receipt is not None:
             receipt.done.add(user)
             receipt.look()
 
-    async def wait(self, message_id: str, expected: Iterable[str], within: float) -> Receipt:
+    async def wait(self, topic: str, message_id: str, expected: Iterable[str], within: float) -> Receipt:
         """Wait until all `expected` users have acknowledged, at most `within` seconds, and close the receipt."""
-        receipt = self._open[message_id]
+        receipt = self._open[topic, message_id]
         receipt.expected.update(expected)
         receipt.complete.clear()
         receipt.look()
@@ -61,5 +61,5 @@ class Receipts:
         except TimeoutError:
             pass  # the answer tells who is missing
         finally:
-            self._open.pop(message_id, None)
+            self._open.pop((topic, message_id), None)
         return Receipt(sorted(receipt.done), sorted(receipt.expected - receipt.done))

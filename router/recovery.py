@@ -14,6 +14,7 @@ from router.envelope import Envelope
 from router.errors import Disconnect, Refused
 from router.hub import Hub, Port, Views
 from router.lane import Lanes
+from router.lapse import Lapses
 from router.pacing import Fault, conflate
 from router.session import Bookmark, Session
 
@@ -53,7 +54,9 @@ class Recovery:
         holding: Holding,
         outbound: Callable[[Envelope], Awaitable[None]],
         fault: Fault,
+        lapses: Lapses,
     ) -> None:
+        self._lapses = lapses
         self._hub = hub
         self._broker = broker
         self._lanes = lanes
@@ -114,6 +117,9 @@ class Recovery:
             self._listeners[topic] -= 1
             if not self._listeners[topic]:
                 del self._listeners[topic], self._seen[topic]
+                # Nobody is here to be sent it; whoever comes finds it in history.
+                self._holding.forget(topic)
+                self._lapses.forget(topic)
             await self._broker.unsubscribe(topic)
 
     def resume(self, session: Session) -> None:
@@ -142,6 +148,8 @@ class Recovery:
                 self._resync(session, topic, _place(position.epoch, bookmark), "continuity was lost on the way here")
 
     def _resync(self, session: Session, topic: str, place: wire.Place, reason: str) -> None:
+        if session.plain:
+            return  # it knows neither positions nor what to do about them
         label = wire.topic_label(topic)
         frame = wire.Resync(epoch=place.epoch, pos=place.pos, known=place.known, reason=reason, topic=label)
         self._hub.say(session, wire.encode(frame))
@@ -149,14 +157,17 @@ class Recovery:
     async def _listen(self, topic: str) -> Position:
         position = await self._broker.subscribe(topic)
         self._listeners[topic] = self._listeners.get(topic, 0) + 1
-        self._seen.setdefault(topic, position.seq)
+        if topic not in self._seen:
+            self._seen[topic] = position.seq
+            for envelope in (await self._broker.history(topic, 0)).envelopes:
+                self._lapses.note(envelope)  # what began while nobody was here
         return position
 
     async def _bookmark(
         self, topic: str, position: Position, asked: tuple[str, Bookmark] | None
     ) -> tuple[Bookmark, str | None]:
         """From where a session goes on, and why that is not from where it asked to, if it is not."""
-        here = await self._present(topic, position)
+        here = await self._present(topic, position.seq)
         if asked is None:
             return here, None
         epoch, bookmark = asked
@@ -172,13 +183,13 @@ class Recovery:
             return here, "history does not reach back that far"
         return bookmark, None
 
-    async def _present(self, topic: str, position: Position) -> Bookmark:
+    async def _present(self, topic: str, seq: int) -> Bookmark:
         """What somebody has who wants only what is new: all but what is held back at the moment."""
         held_since = self._holding.held_since(topic)
-        if held_since is None or held_since > position.seq:
-            return Bookmark(position.seq)
+        if held_since is None or held_since > seq:
+            return Bookmark(seq)
         recent = (await self._broker.history(topic, held_since - 1)).envelopes
-        sent = (e.seq for e in recent if e.seq <= position.seq and not self._holding.holds(e))
+        sent = (e.seq for e in recent if e.seq <= seq and not self._holding.holds(e))
         return Bookmark(held_since - 1, frozenset(sent))
 
     async def _enter(self, session: Session, topic: str) -> None:
@@ -187,7 +198,7 @@ class Recovery:
         """
         await self._hub.flush(topic)
         port = self._hub.port(session)
-        if port is None or self._kept_out(session):
+        if port is None or self._kept_out(session) or self._hub.present(session, topic):
             return
         bookmark, seen = session.bookmarks[topic], self._seen[topic]
         held_since = self._holding.held_since(topic)
@@ -195,11 +206,15 @@ class Recovery:
         if bookmark.pos < seen:
             stretch = await self._stretch(topic, bookmark, seen, held_since)
             arrived = stretch.arrived
+            if self._kept_out(session):
+                return
             if not stretch.complete:
                 here = _place(stretch.epoch, arrived)
                 self._resync(session, topic, here, "history does not reach back that far")
             elif not await self._catch_up(session, port, topic, stretch):
                 return
+        elif held_since is not None:
+            arrived = await self._present(topic, seen)
         if not self._kept_out(session):  # also not by what was just written to it
             self._hub.join(session, topic, arrived)
 

@@ -94,7 +94,7 @@ class Session:
         return min(firsts, default=None)
 
 
-_PROJECT = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
+_PROJECT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~-]{1,128}\Z")
 
 
 def topics_of(project: str, user: str) -> tuple[str, str, str]:

@@ -49,7 +49,7 @@ class Upkeep:
         self._slot_of: dict[Session, int] = {}
         self._closings: list[Closing] = []
         self._now = 0
-        self._expiring: list[tuple[float, int, Session, bool]] = []
+        self._expiring: list[tuple[float, int, Session, bool, float]] = []
         self._count = 0
         router.on_refresh = self.expect_expiry
 
@@ -76,9 +76,13 @@ class Upkeep:
     def _push(self, at: float, session: Session, *, last: bool) -> None:
         self._count += 1
         if len(self._expiring) > 4 * len(self._slot_of) + 64:  # most of it is about sessions that are gone
-            self._expiring = [entry for entry in self._expiring if entry[2] in self._slot_of]
+            self._expiring = [
+                entry
+                for entry in self._expiring
+                if entry[2] in self._slot_of and entry[4] == entry[2].identity.expires_at
+            ]
             heapq.heapify(self._expiring)
-        heapq.heappush(self._expiring, (at, self._count, session, last))
+        heapq.heappush(self._expiring, (at, self._count, session, last, session.identity.expires_at))
 
     async def run(self) -> None:
         """Tick every second until cancelled."""
@@ -112,21 +116,19 @@ class Upkeep:
                 continue
             if session not in self._router.hub.slow:
                 self._router.hub.say(session, _PING)
-                if port.framed:
-                    # A plain client does not answer `ping`; its browser answers this one by itself.
-                    port.write(wire.PING_FRAME)
+                self._router.hub.ping(session)  # a plain client does not answer `ping`; its browser answers this one
 
     def _expire(self) -> None:
         now = self._wall()
         while self._expiring and self._expiring[0][0] <= now:
-            at, _, session, last = heapq.heappop(self._expiring)
+            _, _, session, last, expected = heapq.heappop(self._expiring)
             port = self._router.hub.port(session)
             expires_at = session.identity.expires_at
-            if port is None or (last and expires_at + self._router.auth.grace > at):
+            if port is None or expires_at != expected:
                 continue
             if last:
                 port.close(CloseCode.UNAUTHENTICATED, "token expired")
-            elif expires_at - now <= WARN_BEFORE + WARN_SPREAD and not session.plain:
+            elif not session.plain:
                 left = max(0.0, round(expires_at - now, 3))
                 self._router.hub.say(session, wire.encode(wire.TokenExpiring(expires_in=left)))
 

@@ -20,6 +20,7 @@ class Header(Struct, frozen=True, omit_defaults=True):
     holding: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
 
 
 class Names(Struct, frozen=True):
@@ -53,6 +54,7 @@ def encode_header(envelope: Envelope) -> bytes:
             holding=tuple(audience.holding),
             lacking=tuple(audience.lacking),
             without=tuple(audience.without),
+            only=None if audience.only is None else tuple(audience.only),
         )
     )
 

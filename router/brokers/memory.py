@@ -73,6 +73,7 @@ class MemoryBroker(Broker):
         self._topics: dict[str, _Topic] = {}
         self._subscribed: Counter[str] = Counter()
         self._sweep_at = 1024
+        self._expire_at = 0.0
         self._connections = 0
         self._users: Counter[str] = Counter()
         self._projects: Counter[str] = Counter()
@@ -91,6 +92,7 @@ class MemoryBroker(Broker):
         topic = self._topic(envelope.topic)
         now = self._clock()
         topic.touched = now
+        self._expire(now)
         topic.expire(now - self._max_age)
         if envelope.message_id is not None and (seq := topic.ids.get(envelope.message_id)) is not None:
             return Published(Position(topic.epoch, seq), duplicate=True)
@@ -144,6 +146,13 @@ class MemoryBroker(Broker):
                 self._sweep()
             topic = self._topics[name] = _Topic(self._clock())
         return topic
+
+    def _expire(self, now: float) -> None:
+        """Drop what is too old of all topics, also of those that nobody uses any more, now and then."""
+        if now >= self._expire_at:
+            self._expire_at = now + self._max_age / 2
+            for topic in self._topics.values():
+                topic.expire(now - self._max_age)
 
     def _sweep(self) -> None:
         """Drop topics that are no longer used. Done when their number has doubled, so it costs little per topic."""

@@ -40,13 +40,14 @@ AWAY = (RedisError, OSError, asyncio.TimeoutError)
 class _Topic:
     """A topic that somebody here listens to: where this node stands in it, and what came too early."""
 
-    __slots__ = ("ahead", "catching_up", "count", "epoch", "ready", "seq")
+    __slots__ = ("ahead", "catching_up", "count", "epoch", "failed", "ready", "seq")
 
     def __init__(self) -> None:
         self.count = 0
         self.epoch = ""
         self.seq = 0
         self.ahead: list[tuple[str, int, bytes]] = []
+        self.failed = False
         self.ready = asyncio.Event()
         """Its position is known."""
         self.catching_up = True
@@ -234,8 +235,19 @@ class RedisBroker(Broker):
         if known is None:
             known = self._topics[topic] = _Topic()
             known.count = 1
-            await self._pubsub.subscribe(*channels_of(topic))
-            position, _ = await self._remembered(topic, None)
+            try:
+                await self._subscription().subscribe(*channels_of(topic))
+                position, _ = await self._remembered(topic, None)
+            except BaseException as error:
+                # Those who wait for the same topic are told as well, and the next one begins anew.
+                self._topics.pop(topic, None)
+                known.failed = True
+                known.ready.set()
+                if isinstance(error, AWAY):
+                    raise Unavailable(
+                        f"the broker cannot be reached: {type(error).__name__}", retry_after=1.0
+                    ) from None
+                raise
             known.epoch, known.seq = position.epoch, position.seq
             known.ready.set()
             if not self._caught_up(topic, known):
@@ -243,6 +255,8 @@ class RedisBroker(Broker):
         else:
             known.count += 1
             await known.ready.wait()
+            if known.failed:
+                raise Unavailable("the broker cannot be reached", retry_after=1.0)
         return Position(known.epoch, known.seq)
 
     async def unsubscribe(self, topic: str) -> None:
@@ -252,8 +266,8 @@ class RedisBroker(Broker):
         known.count -= 1
         if not known.count:
             del self._topics[topic]
-            with contextlib.suppress(*AWAY):
-                await self._pubsub.unsubscribe(*channels_of(topic))
+            with contextlib.suppress(Unavailable, *AWAY):
+                await self._subscription().unsubscribe(*channels_of(topic))
 
     async def _listen(self) -> None:
         """Read what arrives, for ever; connect anew when the connection ends, and look what was missed."""
@@ -346,7 +360,9 @@ class RedisBroker(Broker):
         except Refused as refusal:
             log.warning("an event on %s is not readable here: %s", topic, refusal.code, extra={"event": "unreadable"})
             return None
-        audience = Audience(topic, frozenset(header.holding), frozenset(header.lacking), frozenset(header.without))
+        audience = Audience(
+            topic, frozenset(header.holding), frozenset(header.lacking), frozenset(header.without), _only(header)
+        )
         return Envelope(
             event=event,
             policy=policy,
@@ -443,6 +459,15 @@ class RedisBroker(Broker):
     async def release(self, user: str, project: str) -> None:
         await self._seats.release(user, project)
 
+    def _subscription(self) -> Any:
+        if self._pubsub is None:
+            raise Unavailable("the broker is being connected to", retry_after=1.0)
+        return self._pubsub
+
     @property
     def _own_channel(self) -> str:
         return f"{PREFIX}node:{self._node}"
+
+
+def _only(header: Header) -> frozenset[str] | None:
+    return None if header.only is None else frozenset(header.only)

@@ -111,14 +111,15 @@ class Tokens:
 
     def _claims(self, claims: dict[str, Any]) -> Claims:
         user, expires = claims["sub"], claims["exp"]
-        if not isinstance(user, str) or not 0 < len(user) <= MAX_USER or not _is_text(user):
+        if not isinstance(user, str) or not 0 < len(user) <= MAX_USER or not _is_text(user) or user in (".", ".."):
             raise Disconnect(CloseCode.UNAUTHENTICATED, f"token claim sub is no text of 1 to {MAX_USER} characters")
         # A `exp` of 1e300 or "1700000000" passes PyJWT and would break every timer after it.
         if isinstance(expires, bool) or not (
             isinstance(expires, int) or (isinstance(expires, float) and math.isfinite(expires))
         ):
             raise Disconnect(CloseCode.UNAUTHENTICATED, "token claim exp is no number of seconds")
-        expires_at = float(min(expires, self._clock() + self._max_lifetime))
+        issued = claims["iat"] if isinstance(claims["iat"], int | float) else self._clock()
+        expires_at = float(min(expires, issued + self._max_lifetime, self._clock() + self._max_lifetime))
         if expires_at + self._leeway <= self._clock():
             raise Disconnect(CloseCode.UNAUTHENTICATED, "token expired")
         issuer, token_id = claims.get("iss"), claims.get("jti")

@@ -74,10 +74,10 @@ class Coalesce:
         if self._report is not None:
             for absorbed in merged:
                 self._report(absorbed, MERGED)
-        self._arm(key, envelope.topic, window, forward)
+        self._arm(key, window, forward)
         await _forward_each(released, forward)
 
-    def _arm(self, key: str, topic: str, window: Window, forward: Forward) -> None:
+    def _arm(self, key: str, window: Window, forward: Forward) -> None:
         """See to it that what is held is flushed when it is due, by one timer for the window."""
         due = window.due()
         if due is None or self._timers.get(key, float("inf")) <= due:
@@ -87,11 +87,14 @@ class Coalesce:
         async def flush() -> None:
             if self._timers.get(key) == due:
                 del self._timers[key]
+            if self._windows.get(key) is not window:
+                return  # forgotten meanwhile, with all that it held
             released = window.flush(self._clock())
-            self._arm(key, topic, window, forward)
+            self._arm(key, window, forward)
             await _forward_each(released, forward)
 
-        self._later(due, topic, flush)
+        # In turn with the topic's messages; what a client sends has a turn of its own, and holds up nobody.
+        self._later(due, key, flush)
 
     def _sweep(self) -> None:
         """Forget idle windows. Done when their number has doubled, so it costs little per window."""

@@ -14,6 +14,7 @@ import uvloop
 from tests.benchmarks.comparison import Comparison
 from tests.benchmarks.report import Aim, Figure
 from tests.benchmarks.server import Server, router, token_for
+from tests.benchmarks.toolchain import LOAD
 from tests.benchmarks.viewer import Viewer, enter, leave
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def fairness(bench: "Bench") -> Iterator[Figure]:
 
     async def run(busy: bool, server: Server) -> list[float]:
         small = await enter(server, 10, path=lambda _: server.path_of("small"))
-        large = await enter(server, size if busy else 0, path=lambda _: server.path_of("large"))
+        crowd_process = await crowd_of(server, size if busy else 0, bench.cores.load)
         async with publisher(server) as http:
             until = time.monotonic() + (2 if bench.pairs <= 2 else 6)
 
@@ -156,7 +157,10 @@ def fairness(bench: "Bench") -> Iterator[Figure]:
             await noise
             await asyncio.sleep(0.3)
         latencies = sorted(value for viewer in small for value in viewer.latencies)
-        leave([*small, *large])
+        leave(small)
+        if crowd_process is not None:
+            crowd_process.kill()
+            await crowd_process.wait()
         return latencies
 
     quiet = with_router(bench, lambda server: run(False, server))
@@ -219,6 +223,21 @@ async def little_by_little(viewer: Viewer) -> None:
         await asyncio.sleep(0)
         viewer.transport.pause_reading()
         await asyncio.sleep(1)
+
+
+async def crowd_of(server: Server, size: int, core: int) -> asyncio.subprocess.Process | None:
+    """The large room, held by the C load client: one in this process would delay what is measured here."""
+    if not size:
+        return None
+    command = (str(LOAD), "--port", str(server.port), "--path", server.path_of("large"), *server.handshake)
+    options = ("--mode", "idle", "--conns", str(size), "--settle", "30", "--connect-timeout", "60", "--no-spin")
+    process = await asyncio.create_subprocess_exec(
+        "taskset", "-c", str(core), *command, *options, stdout=asyncio.subprocess.DEVNULL
+    )
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as http, asyncio.timeout(90):
+        while (await http.get("/readyz")).json()["connections"] < size:
+            await asyncio.sleep(0.2)
+    return process
 
 
 async def settled(server: Server) -> None:

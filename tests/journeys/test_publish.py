@@ -3,8 +3,10 @@
 import asyncio
 import time
 
+import pytest
+
 from plugins.step import StepCompleted
-from router import Publisher
+from router import BadMessage, Publisher
 from tests.node import make_token, run_node
 
 SPECIFIED = [
@@ -305,3 +307,55 @@ async def test_what_comes_between_expiry_and_a_late_refresh_is_caught_up_on(node
         await node.publish({"type": "step_started", "step_id": "after"})
         seen = await client.events(lambda event: event.get("step_id") == "after")
         assert [event["step_id"] for event in seen if "step_id" in event][-2:] == ["between", "after"]
+
+
+LATE = """
+import asyncio
+
+from router import Envelope, Forward
+
+waiting = set()
+
+async def later(envelope: Envelope, forward: Forward) -> None:
+    if envelope.leg == "outbound" and envelope.type == "step_started" and not envelope.replay:
+        task = asyncio.get_running_loop().create_task(forward(envelope))
+        waiting.add(task)
+        task.add_done_callback(waiting.discard)
+    else:
+        await forward(envelope)
+"""
+
+
+async def test_a_middleware_may_forward_later(tmp_path, monkeypatch):
+    (tmp_path / "late_middleware.py").write_text(LATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    order = ("auth", "permission", "late_middleware:later", "rate", "coalesce", "audit")
+    async with run_node(middleware=order) as node, node.client() as client:
+        await node.publish({"type": "step_started", "step_id": "s"})
+        assert (await client.event("step_started"))["step_id"] == "s"
+
+
+async def test_nobody_can_be_addressed_by_a_name_that_leads_elsewhere(node):
+    async with node.client() as client, Publisher(node.url, make_token("backend", "*", ("publish",))) as publisher:
+        for name in ("..", ".", "", "a/b"):
+            with pytest.raises(BadMessage):
+                await publisher.publish_to_user(name, StepCompleted(step_id="secret", result={}))
+            with pytest.raises(BadMessage):
+                await publisher.publish(name, StepCompleted(step_id="secret", result={}))
+        await node.publish({"type": "step_started", "step_id": "s"})
+        seen = await client.events(lambda event: event["type"] == "step_started")
+        assert not [event for event in seen if event["type"] == "step_completed"]
+
+
+async def test_an_answer_goes_on_streaming_while_nobody_looks_and_is_not_declared_lost(node):
+    chunk = {"type": "chat_response_chunk", "stream_id": "a", "is_complete": False}
+    async with node.client():
+        await node.publish({**chunk, "content": "one "})
+    assert len(node.router.lapses) == 0
+    await node.publish({**chunk, "content": "two "})
+    async with node.client(since="0") as client:
+        assert (await client.event("chat_response_chunk"))["content"] == "one two "
+        assert len(node.router.lapses) == 1
+        await node.publish({**chunk, "content": "three", "is_complete": True})
+        assert (await client.event("chat_response_chunk"))["content"] == "three"
+        assert len(node.router.lapses) == 0

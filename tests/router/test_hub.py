@@ -175,3 +175,51 @@ async def test_a_refiled_session_keeps_its_place(hub):
     hub.remove(session)
     hub.remove(session)
     assert hub.listening(TOPIC) == 0
+
+
+async def test_one_who_moves_or_leaves_in_the_middle_of_a_large_room_gets_it_once_whichever_cohort_is_under_way(hub):
+    first = [enter(hub, f"a{i}") for i in range(2 * SLICE)]
+    session, sink = enter(hub, "b", ("view", "staff"))
+    await hub.deliver(say("a", 7))
+    writing = asyncio.create_task(hub.flush(TOPIC))
+    await asyncio.sleep(0)
+    assert sink.written == []
+    hub.pause(session)
+    moved, moved_sink = first[0]
+
+    def promote():
+        moved.identity = Identity("ada", frozenset({"view", "staff"}))
+
+    hub.refile(moved, promote)
+    await writing
+    assert (sink.texts, session.bookmarks[TOPIC]) == (["a"], Bookmark(7))
+    assert moved_sink.texts == ["a"]
+
+
+async def test_a_room_that_everybody_left_is_forgotten_with_its_position(hub):
+    session, _ = enter(hub, "s1")
+    await hub.deliver(say("a", 7))
+    hub.remove(session)
+    await hub.flush(TOPIC)
+    newcomer, _ = enter(hub, "s2")
+    hub.leave(newcomer, TOPIC)
+    assert newcomer.bookmarks[TOPIC] == Bookmark(0)
+
+
+async def test_a_flood_of_large_events_is_cut_into_frames_of_bounded_size(hub):
+    _, sink = enter(hub, "s1")
+    await tell(hub, *(say("x" * 100_000, seq) for seq in range(1, 11)))
+    assert [json.loads(data)["pos"] for data in sink.written] == [2, 4, 6, 8, 10]
+
+
+async def test_what_is_critical_is_not_repeated_to_one_who_may_not_hear_it_now(hub):
+    critical = Plugin(Said, Policy(ack=True))
+    made = envelope(critical, Said(text="a", message_id="m", requires_ack=True), seq=1).narrowed(holding="view")
+    suspended, quiet = enter(hub, "s1")
+    demoted, gone = enter(hub, "s2")
+    await tell(hub, made)
+    hub.suspend(suspended)
+    demoted.identity = Identity("ada", frozenset())
+    hub._clock.move(10.0)
+    hub.redeliver(hub._clock(), tries=3)
+    assert (len(quiet.written), len(gone.written)) == (1, 1)

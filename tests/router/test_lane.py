@@ -76,3 +76,16 @@ async def test_in_an_idle_topic_it_runs_here_and_now_and_its_error_is_the_caller
     await record.lanes.idle()
     assert record.done == ["behind", "settle t"]
     assert record.faults == []
+
+
+async def test_a_job_that_cancels_itself_does_not_end_its_topic():
+    record = Record()
+
+    async def cancel():
+        raise asyncio.CancelledError
+
+    record.lanes.put("t", cancel)
+    record.lanes.put("t", record.job("next"))
+    await record.lanes.idle()
+    assert record.done == ["next", "settle t"]
+    assert record.faults == [("t", RuntimeError)]

@@ -12,6 +12,7 @@ from plugins.step import (
     step_progress,
     step_started,
 )
+from router import Lapse, Now, Plugin, Policy
 from router.lapse import Lapses
 from router.testing import Clock, envelope
 
@@ -76,12 +77,24 @@ def test_every_node_that_notices_names_the_closing_event_the_same():
     assert ids == {"lapse:step_started:1"}
 
 
-def test_history_that_is_told_again_does_not_open_what_has_ended():
+def test_what_is_told_again_to_one_who_catches_up_opens_nothing():
     stage = Stage()
     started = replace(envelope(step_started, StepStarted(step_id="a"), seq=1), published_at=stage.clock.now)
-    ended = replace(
-        envelope(step_completed, StepCompleted(step_id="a", result={}), seq=2), published_at=stage.clock.now
-    )
-    for told in (started, ended, started, ended):
-        stage.lapses.note(told)
+    stage.lapses.note(replace(started, replay=True))
     assert stage.after(1000) == []
+
+
+def test_a_topic_that_nobody_listens_to_is_not_judged_from_here():
+    stage = Stage()
+    stage.tell(step_started, StepStarted(step_id="a"))
+    stage.lapses.forget("project:p1")
+    assert stage.after(1000) == []
+
+
+def test_a_closing_that_fails_keeps_no_other_stream_open(caplog):
+    stage = Stage()
+    broken = Plugin(StepStarted, Policy(deliver=Now(by=("step_id",)), lapse=Lapse(900.0, lambda _: 1 / 0)))
+    stage.tell(broken, StepStarted(step_id="a"))
+    stage.tell(step_started, StepStarted(step_id="b"))
+    assert [event.step_id for event in stage.after(900)] == ["b"]
+    assert "ZeroDivisionError" in caplog.text

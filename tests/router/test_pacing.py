@@ -227,3 +227,25 @@ def test_a_bucket_never_lets_more_through_than_burst_and_rate_allow(pauses):
         now += pause
         taken += bucket.take(now) == 0.0
     assert taken <= 5 + (now - 100.0) * 10 + 1e-6
+
+
+def test_a_critical_event_does_not_overtake_what_is_held_of_its_type_when_that_has_no_subject():
+    plain = Plugin(Progress, Policy(deliver=Latest()))
+    window = Window(1.0)
+    for seq in (1, 2):
+        window.offer(envelope(plain, Progress(step="a", done=seq), seq=seq), 100.0)
+    released, _ = window.offer(envelope(plain, Progress(step="a", done=3, requires_ack=True), seq=3), 100.0)
+    assert [e.seq for e in released] == [2, 3]
+
+
+def test_both_parts_of_a_message_that_was_split_go_at_once():
+    window = Window(1.0)
+    made = at("a", 0.1, 1)
+    parts = [made.narrowed(holding="staff"), made.narrowed(lacking="staff")]
+    assert [len(window.offer(part, 100.0)[0]) for part in parts] == [1, 1]
+
+
+def test_a_stream_is_joined_only_up_to_a_bounded_length():
+    half = "x" * (pacing.MAX_JOINED // 2)
+    told_ = conflate([text("s", half, 1), text("s", half, 2), text("s", half, 3)])
+    assert [len(e.event.text) for e in told_] == [pacing.MAX_JOINED, len(half)]
