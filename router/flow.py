@@ -20,7 +20,7 @@ from router.context import HandlerContext
 from router.envelope import Envelope
 from router.errors import BadMessage, CloseCode, Disconnect, PluginFailed, Refused, TooLarge, place
 from router.event import Event, Policy
-from router.hub import Hub, Port
+from router.hub import Hub
 from router.lane import Lanes
 from router.lapse import Lapses
 from router.metrics import Metrics
@@ -34,6 +34,7 @@ from router.pipeline import DELIVERED, Middleware, Pipeline
 from router.presence import Presence
 from router.receipt import Receipt, Receipts
 from router.recovery import Recovery, Since
+from router.room import Port
 from router.session import Session
 from router.tracing import SpanKind, Tracing, valid_traceparent
 

@@ -3,90 +3,18 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol, TypeAlias
 
 from router import wire
 from router.envelope import Envelope
-from router.errors import CloseCode
+from router.room import Cohort, Port, Room, Views, Write, admitted, cut, view
 from router.session import Bookmark, Session
 
-__all__ = ["Hub", "Port", "Views"]
-
-Write: TypeAlias = Callable[[bytes], None]
-
-Views: TypeAlias = dict[tuple[bool, bool, int | None, tuple[int, ...]], list[bytes]]
-"""Some envelopes as bytes, for each kind of client that is to be written them."""
+__all__ = ["Hub"]
 
 SLICE = 100
 """Recipients served before other rooms get a turn: a third of a millisecond of sending (3 to 5 us each)."""
 TURNS = 3
 """Turns of the event loop between slices: as many as a message of another room needs from its socket to its people."""
-MAX_BATCH, MAX_BATCH_BYTES = 64, 256 * 1024
-"""Events and bytes in one frame: a flood becomes frames of bounded size."""
-
-
-class Port(Protocol):
-    """The way out to one client."""
-
-    @property
-    def framed(self) -> bool:
-        """Whether `write` takes whole WebSocket frames; else it takes the text of one message."""
-        ...
-
-    @property
-    def write(self) -> Write:
-        """Takes bytes and returns at once. Harmless when the connection is gone."""
-        ...
-
-    def backlog(self) -> int:
-        """Bytes written that have not left this process."""
-        ...
-
-    def heard(self) -> float | None:
-        """When bytes last came from the client, by the event loop's clock; None when that cannot be known."""
-        ...
-
-    def close(self, code: CloseCode, reason: str) -> None:
-        """Say goodbye: a close frame after what was written before."""
-        ...
-
-    def abort(self) -> None:
-        """Cut the connection now, for a client that does not read any more."""
-        ...
-
-
-class Cohort(NamedTuple):
-    """What decides on the bytes that a session gets. All sessions of a cohort get the same."""
-
-    plain: bool
-    framed: bool
-    grants: frozenset[str]
-    floor: int | None
-
-
-class Room:
-    """The sessions that listen to one topic, by cohort. `bookmark` is what all of them have."""
-
-    __slots__ = ("cohorts", "known", "pos", "queue")
-
-    def __init__(self) -> None:
-        self.cohorts: dict[Cohort, dict[Session, Write]] = {}
-        self.queue: list[Envelope] = []
-        self.pos = 0
-        self.known: set[int] = set()
-
-    @property
-    def bookmark(self) -> Bookmark:
-        return Bookmark(self.pos, frozenset(self.known))
-
-    def advance(self, envelopes: Iterable[Envelope]) -> None:
-        """Note what is being written: the position moves by what frames say, later numbers are remembered."""
-        for envelope in envelopes:
-            if envelope.seq:
-                self.known.add(envelope.seq)
-                self.pos = max(self.pos, wire.position(envelope))
-        if self.known:
-            self.known = {seq for seq in self.known if seq > self.pos}
 
 
 class Hub:
@@ -254,7 +182,7 @@ class Hub:
             return 0
         count = 0
         while room.queue:
-            envelopes, room.queue = _cut(room.queue)
+            envelopes, room.queue = cut(room.queue)
             room.advance(envelopes)
             count += await self._write(room, envelopes)
         if not room.cohorts and self._rooms.get(topic) is room:
@@ -272,8 +200,8 @@ class Hub:
             for cohort, members in room.cohorts.items()
         ]
         for cohort, writes, sessions in everybody:
-            admitted = _admitted(envelopes, cohort)
-            if not admitted:
+            chosen = admitted(envelopes, cohort)
+            if not chosen:
                 continue
             for start in range(0, len(writes), SLICE):
                 part = writes[start : start + SLICE]
@@ -285,11 +213,11 @@ class Hub:
                 count += len(part)
                 if picky:
                     for session, write in zip(sessions[start : start + SLICE], part, strict=True):
-                        theirs = [i for i in admitted if session.id not in envelopes[i].audience.without]
-                        for data in _view(views, cohort, envelopes, theirs):
+                        theirs = [i for i in chosen if session.id not in envelopes[i].audience.without]
+                        for data in view(views, cohort, envelopes, theirs):
                             _put(write, data)
                 else:
-                    for data in _view(views, cohort, envelopes, admitted):
+                    for data in view(views, cohort, envelopes, chosen):
                         for write in part:
                             try:
                                 write(data)
@@ -297,7 +225,7 @@ class Hub:
                                 continue
                 if critical:
                     for session in sessions[start : start + SLICE]:
-                        self._expect_acks(session, [envelopes[i] for i in admitted])
+                        self._expect_acks(session, [envelopes[i] for i in chosen])
         return count
 
     def send(
@@ -312,8 +240,8 @@ class Hub:
             return
         floors = [f for f in (floor, session.floor(envelopes[0].topic)) if f is not None]
         cohort = Cohort(session.plain, port.framed, session.grants, min(floors, default=None))
-        which = [i for i in _admitted(envelopes, cohort) if envelopes[i].audience.includes(session.id, session.grants)]
-        for data in _view({} if views is None else views, cohort, envelopes, which):
+        which = [i for i in admitted(envelopes, cohort) if envelopes[i].audience.includes(session.id, session.grants)]
+        for data in view({} if views is None else views, cohort, envelopes, which):
             _put(port.write, data)
         self._expect_acks(session, [envelopes[i] for i in which])
 
@@ -395,16 +323,6 @@ class Hub:
         return given_up
 
 
-def _cut(queue: list[Envelope]) -> tuple[list[Envelope], list[Envelope]]:
-    """What fits into one frame (at least one event), and the rest."""
-    size = 0
-    for count, envelope in enumerate(queue[:MAX_BATCH]):
-        size += len(wire.body(envelope))
-        if count and size > MAX_BATCH_BYTES:
-            return queue[:count], queue[count:]
-    return queue[:MAX_BATCH], queue[MAX_BATCH:]
-
-
 def _put(write: Write, data: bytes) -> None:
     """Write to one connection, which may have been cut in this very turn of the loop."""
     with suppress(RuntimeError):
@@ -413,38 +331,3 @@ def _put(write: Write, data: bytes) -> None:
 
 def _again(envelope: Envelope, session: Session) -> bytes:
     return wire.numbered(envelope, floor=session.floor(envelope.topic), redelivered=True)
-
-
-def _admitted(envelopes: Sequence[Envelope], cohort: Cohort) -> list[int]:
-    """Which of the envelopes people of this cohort get."""
-    return [
-        i
-        for i, envelope in enumerate(envelopes)
-        if envelope.audience.admits(cohort.grants) and (envelope.policy.plain or not cohort.plain)
-    ]
-
-
-def _view(
-    views: Views,
-    cohort: Cohort,
-    envelopes: Sequence[Envelope],
-    which: Sequence[int],
-) -> list[bytes]:
-    """What a cohort is to be written, encoded once for all cohorts that see the same."""
-    if not which:
-        return []
-    key = (cohort.plain, cohort.framed, cohort.floor, tuple(which))
-    view = views.get(key)
-    if view is None:
-        chosen = [envelopes[i] for i in which]
-        # A critical event holds the position back from the moment it is sent.
-        floors = [e.first - 1 for e in chosen if e.requires_ack and e.first]
-        floor = cohort.floor if not floors else min(floors) if cohort.floor is None else min(*floors, cohort.floor)
-        if cohort.plain:
-            texts = [wire.body(envelope) for envelope in chosen]
-        elif len(chosen) == 1:
-            texts = [wire.numbered(chosen[0], floor=floor)]
-        else:
-            texts = [wire.batch(chosen, floor)]
-        view = views[key] = [b"".join(map(wire.text_frame, texts))] if cohort.framed else texts
-    return view

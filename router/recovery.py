@@ -12,10 +12,11 @@ from router import wire
 from router.brokers.base import Broker, Position
 from router.envelope import Envelope
 from router.errors import Disconnect, Refused
-from router.hub import Hub, Port, Views
+from router.hub import Hub
 from router.lane import Lanes
 from router.lapse import Lapses
 from router.pacing import Fault, conflate
+from router.room import Port, Views
 from router.session import Bookmark, Session
 
 __all__ = ["Holding", "Recovery", "Since"]
