@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from router import wire
 from router.brokers.base import Limits
-from router.errors import BadMessage, CloseCode, Disconnect, clip_reason, place
+from router.errors import BadMessage, CloseCode, Disconnect, Unavailable, clip_reason, place
 from router.flow import Router
 from router.port import AsgiPort, DirectPort, port_for
 from router.session import Bookmark, Session, topics_of
@@ -128,6 +128,9 @@ class Gateway:
             socket.code = int(ended.code)
             self._router.metrics.error(str(socket.code))
             await _close(socket, ended)
+        except Unavailable as away:
+            socket.code = int(CloseCode.OVERLOAD)
+            await _close(socket, Disconnect(CloseCode.OVERLOAD, away.message, retry_after=self._door.retry_after))
         except OSError:
             log.debug("gone in the middle of the handshake")  # uvicorn's ClientDisconnected
         except Exception as error:  # our own bug: tell neither client nor log what was in the message
@@ -148,6 +151,8 @@ class Gateway:
             return await self._admit(socket, project)
         except Disconnect:
             raise
+        except Unavailable as away:
+            raise Disconnect(CloseCode.OVERLOAD, away.message, retry_after=self._door.retry_after) from None
         except Exception as error:
             what = f"{type(error).__name__} at {place(error)}"
             log.error("handshake failed: %s", what, extra={"event": "handshake_failed", "project_uuid": project[:128]})

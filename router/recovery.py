@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Protocol, TypeAlias
 
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from router import wire
 from router.brokers.base import Broker, Position
 from router.envelope import Envelope
-from router.errors import Disconnect, Refused
+from router.errors import Disconnect, Refused, Unavailable
 from router.hub import Hub
 from router.lane import Lanes
 from router.lapse import Lapses
@@ -160,8 +161,9 @@ class Recovery:
         self._listeners[topic] = self._listeners.get(topic, 0) + 1
         if topic not in self._seen:
             self._seen[topic] = position.seq
-            for envelope in (await self._broker.history(topic, 0)).envelopes:
-                self._lapses.note(envelope)  # what began while nobody was here
+            with suppress(Unavailable):  # then the next to come is no worse off than without a watch
+                for envelope in (await self._broker.history(topic, 0)).envelopes:
+                    self._lapses.note(envelope)  # what began while nobody was here
         return position
 
     async def _bookmark(

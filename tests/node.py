@@ -119,12 +119,14 @@ class Node:
 
 
 @asynccontextmanager
-async def run_node(**settings: Any) -> AsyncIterator[Node]:
+async def run_node(*, protocol: str | None = None, **settings: Any) -> AsyncIterator[Node]:
     """A node in this event loop, on a free port, with the real server protocol."""
     chosen = Settings(**{"jwt_key": KEY, "drain": 0.0, "presence_grace": 0.0, **settings})
     router = create_router(chosen, build_catalog(chosen))
     listener = listen("127.0.0.1", 0)
     made = config(create_app(chosen, router=router), max_message=chosen.limit_message, drain=chosen.drain)
+    if protocol is not None:  # as under a server that is not ours
+        made.ws = protocol
     server = uvicorn.Server(made)
     made.load()
     server.lifespan = made.lifespan_class(made)
