@@ -302,10 +302,15 @@ class Hub:
                 self.awaiting.discard(session)
         return done
 
-    def redeliver(self, now: float, tries: int) -> list[tuple[Session, Envelope]]:
-        """Send again what is due. Returns what is given up: sent `tries` times in vain, or crowded out."""
+    async def redeliver(self, now: float, tries: int) -> list[tuple[Session, Envelope]]:
+        """Send again what is due. Returns what is given up: sent `tries` times in vain, or crowded out.
+
+        Gives others a turn now and then: after an outage everybody in a large room may be due at once.
+        """
         given_up, self._given_up = self._given_up, []
-        for session in list(self.awaiting):
+        for count, session in enumerate(list(self.awaiting), 1):
+            if count % SLICE == 0:
+                await asyncio.sleep(0)
             for id_, waiting in list((session.unacknowledged or {}).items()):
                 if waiting.due > now or session in self.slow or session in self.suspended:
                     continue

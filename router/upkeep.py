@@ -93,12 +93,12 @@ class Upkeep:
     async def tick(self) -> None:
         """One second's work. A part that fails is logged, and the others are done all the same."""
         self._now += 1
-        for part in (self._ping, self._expire, self._end_slow, self._redeliver, self._router.audit.flush):
+        for part in (self._ping, self._expire, self._end_slow, self._router.audit.flush):
             try:
                 part()
             except Exception as error:
                 _failed(error)
-        for work in (self._close_lapsed, self._router.presence.tick):
+        for work in (self._redeliver, self._close_lapsed, self._router.presence.tick):
             try:
                 await work()
             except Exception as error:
@@ -154,9 +154,9 @@ class Upkeep:
             self._closings.pop(0)
             log.warning("closed after silence", extra={"event": "lapsed", "message_id": closing.message_id})
 
-    def _redeliver(self) -> None:
+    async def _redeliver(self) -> None:
         router = self._router
-        for session, envelope in router.hub.redeliver(self._clock(), router.pace.ack_tries):
+        for session, envelope in await router.hub.redeliver(self._clock(), router.pace.ack_tries):
             router.metrics.unacknowledged.inc()
             router.audit.unacknowledged(envelope, session.user, session.id)
 

@@ -153,12 +153,12 @@ async def test_critical_events_hold_the_position_back_until_they_are_acknowledge
     assert positions == [[0, 0, 3], [0, 0, 0]]
     clock = hub._clock
     clock.move(10.0)
-    hub.redeliver(clock(), tries=3)
+    await hub.redeliver(clock(), tries=3)
     assert json.loads(other.written[-1])["redelivered"] is True
     assert len(sink.written) == 3
     for _ in range(3):
         clock.move(10.0)
-        given_up = hub.redeliver(clock(), tries=3)
+        given_up = await hub.redeliver(clock(), tries=3)
     assert [(s.id, e.seq) for s, e in given_up] == [("s2", 1)]
     assert not hub.awaiting
 
@@ -221,5 +221,17 @@ async def test_what_is_critical_is_not_repeated_to_one_who_may_not_hear_it_now(h
     hub.suspend(suspended)
     demoted.identity = Identity("ada", frozenset())
     hub._clock.move(10.0)
-    hub.redeliver(hub._clock(), tries=3)
+    await hub.redeliver(hub._clock(), tries=3)
     assert (len(quiet.written), len(gone.written)) == (1, 1)
+
+
+async def test_repeating_to_many_people_gives_others_a_turn(hub):
+    critical = Plugin(Said, Policy(ack=True))
+    sinks = [enter(hub, f"s{i}")[1] for i in range(3 * SLICE)]
+    await tell(hub, envelope(critical, Said(text="a", message_id="m", requires_ack=True), seq=1))
+    hub._clock.move(10.0)
+    repeating = asyncio.create_task(hub.redeliver(hub._clock(), tries=3))
+    await asyncio.sleep(0)
+    assert 0 < sum(len(sink.written) == 2 for sink in sinks) < len(sinks)
+    await repeating
+    assert all(len(sink.written) == 2 for sink in sinks)
