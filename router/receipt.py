@@ -8,6 +8,10 @@ from msgspec import Struct
 __all__ = ["Receipt", "Receipts"]
 
 
+REMEMBERED = 1000
+"""Receipts remembered after they were given, for a publisher that asks again because it never got the answer."""
+
+
 class Receipt(Struct, frozen=True):
     """How a critical event fared, by user: a person with two windows has acknowledged it in either."""
 
@@ -33,10 +37,12 @@ class Receipts:
 
     def __init__(self) -> None:
         self._open: dict[tuple[str, str], _Open] = {}
+        self._recent: dict[tuple[str, str], set[str]] = {}
 
     def open(self, topic: str, message_id: str) -> None:
         """From now on note who acknowledges `message_id`."""
-        self._open.setdefault((topic, message_id), _Open())
+        receipt = self._open.setdefault((topic, message_id), _Open())
+        receipt.done |= self._recent.get((topic, message_id), set())
 
     def drop(self, topic: str, message_id: str) -> None:
         """It was never published."""
@@ -44,7 +50,10 @@ class Receipts:
 
     def acknowledged(self, topic: str, message_id: str | None, user: str) -> None:
         """`user` acknowledged `message_id`."""
-        receipt = self._open.get((topic, message_id or ""))
+        key = (topic, message_id or "")
+        if key in self._recent:
+            self._recent[key].add(user)
+        receipt = self._open.get(key)
         if receipt is not None:
             receipt.done.add(user)
             receipt.look()
@@ -62,4 +71,7 @@ class Receipts:
             pass  # the answer tells who is missing
         finally:
             self._open.pop((topic, message_id), None)
+            self._recent[topic, message_id] = receipt.done
+            if len(self._recent) > REMEMBERED:
+                del self._recent[next(iter(self._recent))]
         return Receipt(sorted(receipt.done), sorted(receipt.expected - receipt.done))
