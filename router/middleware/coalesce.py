@@ -61,7 +61,7 @@ class Coalesce:
         return None if window is None else window.held_since()
 
     def forget(self, topic: str) -> None:
-        """Drop what is held of `topic`: its numbering has ended."""
+        """Drop what is held of `topic`: its numbering has ended, or nobody is here to be sent it."""
         self._windows.pop(topic, None)
         self._timers.pop(topic, None)
 
@@ -78,17 +78,17 @@ class Coalesce:
         await _forward_each(released, forward)
 
     def _arm(self, key: str, window: Window, forward: Forward) -> None:
-        """See to it that what is held is flushed when it is due, by one timer for the window."""
+        """See to it that what is held is flushed when it is due, by a timer for what is due first."""
         due = window.due()
         if due is None or self._timers.get(key, float("inf")) <= due:
             return
         self._timers[key] = due
 
         async def flush() -> None:
+            if self._windows.get(key) is not window:
+                return  # forgotten meanwhile, with all that it held; a new window has timers of its own
             if self._timers.get(key) == due:
                 del self._timers[key]
-            if self._windows.get(key) is not window:
-                return  # forgotten meanwhile, with all that it held
             released = window.flush(self._clock())
             self._arm(key, window, forward)
             await _forward_each(released, forward)
