@@ -4,22 +4,19 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from random import uniform
 from secrets import token_hex
 from typing import Any
 
-from msgspec import Struct
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from router.audience import Audience, Identity
 from router.brokers.base import Arrive, Broker, History, Limits, Lost, Position, Published
 from router.brokers.layout import PREFIX, Header, channels_of, decode_header, encode_header, names_of
-from router.brokers.script import Call, Scripts
+from router.brokers.script import AWAY, BATCH, Scripts, away
 from router.brokers.seat import Seats
 from router.envelope import Envelope
 from router.errors import Refused, Unavailable
@@ -31,10 +28,6 @@ log = logging.getLogger("router")
 
 Read = Callable[[bytes], tuple[Event, Policy]]
 """An event that was published as JSON, and its type's policy. Raises `BadMessage` for a type this node lacks."""
-
-BATCH = 256
-"""Publishes in one round trip."""
-AWAY = (RedisError, OSError, asyncio.TimeoutError)
 
 
 class _Topic:
@@ -52,13 +45,6 @@ class _Topic:
         """Its position is known."""
         self.catching_up = True
         """The position is being read; what arrives meanwhile waits in `ahead`."""
-
-
-class _Pending(Struct):
-    """A publish on its way to the server."""
-
-    call: Call
-    done: asyncio.Future[Any]
 
 
 class RedisBroker(Broker):
@@ -80,7 +66,6 @@ class RedisBroker(Broker):
         lease: float = 15.0,
         check_every: float = 30.0,
         watch_every: float = 5.0,
-        tries: int = 3,
         connections: int = 100,
     ) -> None:
         self._read = read
@@ -89,7 +74,6 @@ class RedisBroker(Broker):
         self._meta_ms = int(max(forget, 2 * max_age) * 1000)
         self._check_every = check_every
         self._watch_every = watch_every
-        self._tries = tries
         self._node = token_hex(8)
         pool = BlockingConnectionPool.from_url(
             url,
@@ -103,8 +87,6 @@ class RedisBroker(Broker):
         self._redis: Redis = Redis(connection_pool=pool)
         self._scripts = Scripts(self._redis)
         self._topics: dict[str, _Topic] = {}
-        self._pending: deque[_Pending] = deque()
-        self._flushing: asyncio.Task[None] | None = None
         self._pubsub: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self._filling: dict[str, asyncio.Task[None]] = {}
@@ -128,6 +110,7 @@ class RedisBroker(Broker):
         for task in (*self._tasks, *self._filling.values()):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._filling.values(), return_exceptions=True)
+        await self._scripts.close()
         await self._seats.leave()
         if self._pubsub is not None:
             with contextlib.suppress(*AWAY):
@@ -158,43 +141,8 @@ class RedisBroker(Broker):
             int(envelope.policy.keep),
             token_hex(8),
         )
-        for attempt in range(self._tries):
-            try:
-                epoch, seq, duplicate = await self._queue((keys, (*arguments, int(attempt > 0))))
-            except AWAY as error:
-                if attempt + 1 == self._tries:
-                    raise Unavailable(
-                        f"the broker cannot be reached: {type(error).__name__}", retry_after=1.0
-                    ) from None
-                await asyncio.sleep(0.05 * 4**attempt)
-            else:
-                return Published(Position(epoch.decode(), seq), duplicate=bool(duplicate))
-        raise AssertionError
-
-    async def _queue(self, call: Call) -> Any:
-        """Run the publish script, together with all others that are asked for in this turn of the loop."""
-        loop = asyncio.get_running_loop()
-        pending = _Pending(call, loop.create_future())
-        self._pending.append(pending)
-        if self._flushing is None or self._flushing.done():
-            self._flushing = loop.create_task(self._flush())
-        return await pending.done
-
-    async def _flush(self) -> None:
-        await asyncio.sleep(0)
-        while self._pending:
-            batch = [self._pending.popleft() for _ in range(min(BATCH, len(self._pending)))]
-            try:
-                answers = await self._scripts.run("publish", [pending.call for pending in batch])
-            except AWAY as error:
-                answers = [error] * len(batch)
-            for pending, answer in zip(batch, answers, strict=True):
-                if pending.done.done():
-                    continue
-                if isinstance(answer, Exception):
-                    pending.done.set_exception(answer)
-                else:
-                    pending.done.set_result(answer)
+        epoch, seq, duplicate = await self._scripts.call("publish", keys, arguments)
+        return Published(Position(epoch.decode(), seq), duplicate=bool(duplicate))
 
     # -- history
 
@@ -218,13 +166,7 @@ class RedisBroker(Broker):
     ) -> tuple[Position, list[tuple[bytes, dict[bytes, bytes]]]]:
         names = names_of(topic)
         arguments = ("" if after is None else after, token_hex(6), self._meta_ms)
-        try:
-            (answer,) = await self._scripts.run("history", [((names.meta, names.log), arguments)])
-        except AWAY as error:
-            raise Unavailable(f"the broker cannot be reached: {type(error).__name__}", retry_after=1.0) from None
-        if isinstance(answer, Exception):
-            raise Unavailable(f"the broker cannot be reached: {type(answer).__name__}", retry_after=1.0)
-        epoch, seq, entries = answer
+        epoch, seq, entries = await self._scripts.run("history", (names.meta, names.log), arguments)
         pairs = [(id_, dict(zip(flat[::2], flat[1::2], strict=True))) for id_, flat in entries]
         return Position(epoch.decode(), seq), pairs
 
@@ -244,9 +186,7 @@ class RedisBroker(Broker):
                 known.failed = True
                 known.ready.set()
                 if isinstance(error, AWAY):
-                    raise Unavailable(
-                        f"the broker cannot be reached: {type(error).__name__}", retry_after=1.0
-                    ) from None
+                    raise away(error) from None
                 raise
             known.epoch, known.seq = position.epoch, position.seq
             known.ready.set()

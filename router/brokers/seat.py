@@ -5,16 +5,14 @@ import contextlib
 from collections import Counter
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from router.brokers.base import Limits
 from router.brokers.layout import PREFIX
-from router.brokers.script import Scripts
+from router.brokers.script import AWAY, Scripts
 from router.errors import Unavailable
 
 __all__ = ["Seats"]
 
-AWAY = (RedisError, OSError, asyncio.TimeoutError)
 BASE = f"{PREFIX}{{limits}}"
 NODES = f"{BASE}:nodes"
 FORGET = 3600_000
@@ -39,23 +37,14 @@ class Seats:
         """See `Broker.claim`."""
         keys = _keys(user, project)
         arguments = (self._node, limits.system, limits.user, limits.project)
-        answer = await self._claim(keys, arguments)
+        answer = await self._scripts.call("claim", (NODES, *keys), arguments)
         if answer == b"lease":
             await self.beat()
-            answer = await self._claim(keys, arguments)
-        if isinstance(answer, Exception):
-            raise Unavailable(f"the broker cannot be reached: {type(answer).__name__}", retry_after=1.0)
+            answer = await self._scripts.call("claim", (NODES, *keys), arguments)
         if answer:
-            return answer.decode()
+            return str(answer.decode())
         self._held.update(keys)
         return None
-
-    async def _claim(self, keys: tuple[str, ...], arguments: tuple[object, ...]) -> bytes | Exception:
-        try:
-            answer: bytes | Exception = (await self._scripts.run("claim", [((NODES, *keys), arguments)]))[0]
-        except AWAY as error:
-            return error
-        return answer
 
     async def release(self, user: str, project: str) -> None:
         """See `Broker.release`. While the server is away the lease does it."""
@@ -64,8 +53,8 @@ class Seats:
             self._held[key] -= 1
             if self._held[key] <= 0:
                 del self._held[key]
-        with contextlib.suppress(Unavailable, *AWAY):
-            await self._scripts.run("release", [(keys, (self._node,))])
+        with contextlib.suppress(Unavailable):
+            await self._scripts.call("release", keys, (self._node,))
 
     async def keep(self) -> None:
         """Prolong the lease for ever."""
