@@ -5,7 +5,7 @@ from msgspec import Struct
 
 from router.envelope import Envelope
 
-__all__ = ["PREFIX", "Header", "Names", "channels_of", "decode_header", "encode_header", "names_of"]
+__all__ = ["PREFIX", "Header", "Names", "decode_header", "encode_header", "names_of", "plain_channels", "topic_of"]
 
 PREFIX = "router:"
 
@@ -37,10 +37,19 @@ def names_of(topic: str) -> Names:
     return Names(base, f"{base}:meta", f"{base}:log", f"{base}:live")
 
 
-def channels_of(topic: str) -> tuple[str, ...]:
-    """Where a topic's messages arrive: our own channel, and for a project the specification's."""
-    own = names_of(topic).channel
-    return (own, topic) if topic.startswith("project:") else (own,)
+def plain_channels(topic: str) -> tuple[str, ...]:
+    """Where backends publish to a topic that know nothing of us: for a project, the specification's channel."""
+    return (topic,) if topic.startswith("project:") else ()
+
+
+def topic_of(channel: str) -> str | None:
+    """The topic that our own channel belongs to; None for any other channel."""
+    if channel.startswith(_BEFORE) and channel.endswith(_AFTER):
+        return channel[len(_BEFORE) : -len(_AFTER)]
+    return None
+
+
+_BEFORE, _AFTER = f"{PREFIX}{{", "}:live"
 
 
 def encode_header(envelope: Envelope) -> bytes:

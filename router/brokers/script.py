@@ -1,9 +1,10 @@
 """Runs Lua scripts on the server: many in one round trip, tried again when the server is away."""
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from random import uniform
 from typing import Any
@@ -13,13 +14,15 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from router.errors import Unavailable
 
-__all__ = ["AWAY", "Scripts", "away"]
+__all__ = ["AWAY", "BATCH", "Scripts", "away"]
 
 AWAY = (RedisError, OSError, asyncio.TimeoutError)
 """What redis-py raises when the server is away, or cannot do its work."""
 
 BATCH = 256
 """Calls in one round trip."""
+AT_ONCE = 32
+"""Scripts that run by themselves at the same time: a cluster's pools fail at their limit instead of waiting."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between tries while the server is away, doubled each time."""
 
@@ -53,8 +56,18 @@ class Scripts:
     Here a repeated try says so: every script's last argument is `1` when it may have run before, else `0`.
     """
 
-    def __init__(self, redis: Any, *, patience: float = 1.0, room: int = 10_000) -> None:
+    def __init__(
+        self,
+        redis: Any,
+        *,
+        patience: float = 1.0,
+        room: int = 10_000,
+        refresh: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`refresh` is called after a failure: what a script is run on may have moved."""
         self._redis = redis
+        self._refresh = refresh
+        self._gate = asyncio.Semaphore(AT_ONCE)
         self._patience = patience
         self._room = room
         self._digests: dict[str, str] = {}
@@ -85,7 +98,8 @@ class Scripts:
     async def run(self, script: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
         """Run one script at once and by itself: one whose answer is large would hold up the others."""
         try:
-            (answer,) = await self._send([(script, keys, (*arguments, 0))])
+            async with self._gate:
+                (answer,) = await self._send([(script, keys, (*arguments, 0))])
         except AWAY as error:
             raise away(error) from None
         if isinstance(answer, Exception):
@@ -121,9 +135,15 @@ class Scripts:
             self._waiting.extendleft(reversed(again))
             if again:
                 await asyncio.sleep(uniform(pause / 2, pause))
+                await self._look_again()
                 pause = min(LONGEST_PAUSE, pause * 2)
             else:
                 pause = FIRST_PAUSE
+
+    async def _look_again(self) -> None:
+        if self._refresh is not None:
+            with contextlib.suppress(*AWAY):
+                await self._refresh()
 
     @staticmethod
     def _settle(sent: Sequence[_Call], answers: Sequence[Any]) -> list[_Call]:

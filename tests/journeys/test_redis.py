@@ -90,12 +90,13 @@ async def test_a_message_lost_without_a_word_is_noticed_by_the_next_number(redis
         await one.publish(started("a"))
         await seen(there, "a")
         broker = two.router.broker
-        take, broker._take = broker._take, lambda _channel, _data: None
+        continuity = broker._continuity
+        take, continuity.take = continuity.take, lambda *_: None
         await one.publish(started("lost"))
         while (await broker._remembered("project:p1", None))[0].seq < 2:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
-        broker._take = take
+        continuity.take = take
         await one.publish(started("next"))
         assert await seen(there, "next") == ["lost", "next"]
 
@@ -105,11 +106,12 @@ async def test_one_lost_without_a_word_and_without_a_next_is_noticed_by_the_chec
         await one.publish(started("a"))
         await seen(there, "a")
         broker = two.router.broker
-        take, broker._take = broker._take, lambda _channel, _data: None
+        continuity = broker._continuity
+        take, continuity.take = continuity.take, lambda *_: None
         await one.publish(started("lost"))
         await asyncio.sleep(0.1)
-        broker._take = take
-        await broker._check_positions()
+        continuity.take = take
+        await broker.check()
         assert await seen(there, "lost") == ["lost"]
 
 

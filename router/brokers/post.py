@@ -1,0 +1,53 @@
+"""Publishes to topics: one script a message, many messages in one round trip."""
+
+from secrets import token_hex
+
+from router.brokers.base import Position, Published
+from router.brokers.layout import encode_header, names_of
+from router.brokers.script import Scripts
+from router.envelope import Envelope
+
+__all__ = ["Post"]
+
+
+class Post:
+    """Numbers an envelope, remembers it and carries it to all nodes. Needs no subscription, so backends use it too.
+
+    `message_id` makes a publish safe to repeat for as long as history lasts; one without it gets a mark by which the
+    script knows its own repeated try.
+    """
+
+    def __init__(
+        self,
+        scripts: Scripts,
+        verb: str,
+        *,
+        max_events: int = 1000,
+        max_age: float = 300.0,
+        forget: float = 24 * 3600.0,
+    ) -> None:
+        """`max_age`, `forget`: seconds that events, and a topic's numbering, are remembered after the last of them."""
+        self._scripts = scripts
+        self._verb = verb
+        self._max_events = max_events
+        self._log_ms = int(max_age * 1000)
+        self.meta_ms = int(max(forget, 2 * max_age) * 1000)
+
+    async def publish(self, envelope: Envelope) -> Published:
+        """See `Broker.publish`."""
+        names = names_of(envelope.topic)
+        id_key = names.meta if envelope.message_id is None else f"{names.base}:id:{envelope.message_id}"
+        arguments = (
+            names.channel,
+            encode_header(envelope),
+            envelope.payload,
+            self._verb,
+            self._max_events,
+            self._log_ms,
+            self.meta_ms,
+            token_hex(6),
+            int(envelope.policy.keep),
+            token_hex(8),
+        )
+        epoch, seq, duplicate = await self._scripts.call("publish", (names.meta, names.log, id_key), arguments)
+        return Published(Position(epoch.decode(), seq), duplicate=bool(duplicate))
