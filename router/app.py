@@ -18,8 +18,8 @@ from router import journal, presence, wire
 from router.brokers.base import Broker, Limits
 from router.brokers.memory import MemoryBroker
 from router.catalog import Catalog, Found, discover
+from router.dispatch import Dispatch
 from router.errors import Disconnect, Refused, SetupError
-from router.event import Event, Policy
 from router.flow import Pace, Router
 from router.gateway import Door, Gateway
 from router.http import litestar_response, refused_response, routes
@@ -141,11 +141,11 @@ def create_app(settings: Settings, *, router: Router | None = None, handlers: Se
 
 def _broker(settings: Settings, catalog: Catalog) -> Broker:
     scheme = settings.broker.partition("://")[0]
-    if scheme in ("redis", "rediss", "unix"):
+    if scheme.partition("+")[0] in ("redis", "rediss", "unix"):
         return _redis_broker(settings, catalog)
     if scheme != "memory":
         raise SetupError(
-            f"`broker` (ROUTER_BROKER) is {scheme}://; it is memory://, redis://, rediss:// (TLS) or unix:// (a socket)"
+            f"`broker` (ROUTER_BROKER) is {scheme}://; it is memory://, or a Redis URL such as redis://host:6379/0"
         )
     if settings.workers > 1:
         raise SetupError(
@@ -161,14 +161,9 @@ def _redis_broker(settings: Settings, catalog: Catalog) -> Broker:
     except ImportError:
         raise SetupError("`broker` names a Redis, which needs the extra: pip install 'event-router[redis]'") from None
 
-    def read(payload: bytes) -> tuple[Event, Policy]:
-        head = wire.read_head(payload)
-        wire.refuse_reserved(head)
-        plugin = catalog.plugin(head.type)
-        event: Event = wire.read(catalog.decoder(head.type), payload)
-        return event, plugin.policy
-
-    return RedisBroker(settings.broker, read, max_events=settings.history_events, max_age=settings.history_seconds)
+    return RedisBroker(
+        settings.broker, Dispatch(catalog).read, max_events=settings.history_events, max_age=settings.history_seconds
+    )
 
 
 def _audit_file(name: str) -> "FileIO | None":

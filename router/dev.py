@@ -121,5 +121,5 @@ class _Backend:
     async def _say(self, **event: Any) -> None:
         import msgspec
 
-        parsed, payload = self._router.read_event(msgspec.json.encode(event))
+        parsed, payload = self._router.dispatch.read_foreign(msgspec.json.encode(event))
         await self._router.publish(Audience(project_topic(PROJECT)), parsed, payload=payload)

@@ -17,8 +17,9 @@ from router.audience import Audience, Identity, project_topic
 from router.brokers.base import Broker, Position, Published
 from router.catalog import Catalog, Found
 from router.context import HandlerContext
+from router.dispatch import MAX_EVENT, Dispatch
 from router.envelope import Envelope
-from router.errors import BadMessage, CloseCode, Disconnect, PluginFailed, Refused, TooLarge, place
+from router.errors import BadMessage, CloseCode, Disconnect, PluginFailed, Refused, place
 from router.event import Event, Policy
 from router.hub import Hub
 from router.lane import Lanes
@@ -58,7 +59,7 @@ class Pace(Struct, frozen=True):
     handler_timeout: float = 5.0
     ack_after: float = 10.0
     ack_tries: int = 3
-    max_event: int = 256 * 1024
+    max_event: int = MAX_EVENT
     token_grace: float = 25.0
     presence_grace: float = 15.0
 
@@ -89,6 +90,7 @@ class Router:
         self.pace = pace
         self.metrics = Metrics()
         self.tracing = tracing or Tracing()
+        self.dispatch = Dispatch(catalog, self.tracing, max_event=pace.max_event, wall=wall)
         self.hub = Hub(acknowledged_within=pace.ack_after, clock=clock)
         self.presence = Presence(self._announce, clock, grace=pace.presence_grace)
         self.lapses = Lapses(wall)
@@ -146,40 +148,13 @@ class Router:
 
         Raises `BadMessage` for a type no plugin has, `TooLarge`, and `Unavailable` when the broker is away.
         """
-        plugin = self.catalog.plugin_of(event)
-        if event.requires_ack or plugin.policy.ack:
-            event, payload = wire.critical(event, payload, message_id or uuid4().hex)
-        if payload is None:
-            payload = wire.encode(event)
-        self.fits(payload)
-        with self.tracing.span(
-            f"send {plugin.tag}", SpanKind.PRODUCER, traceparent, {"messaging.operation.type": "send"}
-        ) as (
-            span,
-            trace,
-        ):
-            envelope = Envelope(
-                event=event,
-                policy=plugin.policy,
-                audience=audience,
-                sender=sender,
-                payload=payload,
-                message_id=message_id or event.message_id,
-                published_at=self._wall(),
-                traceparent=trace,
-            )
+        with self.dispatch.sending(
+            audience, event, payload=payload, message_id=message_id, traceparent=traceparent, sender=sender
+        ) as (span, envelope):
             published = await self.broker.publish(envelope)
             if span is not None:
                 span.set_attribute("messaging.message.id", str(published.position.seq))
         return published
-
-    def fits(self, payload: bytes, *, spare: int = 0) -> None:
-        """Raise `TooLarge` when an event, with `spare` bytes that it will be given, is bigger than may go out."""
-        if len(payload) + spare > self.pace.max_event:
-            raise TooLarge(
-                f"the event is {len(payload)} bytes and may be {self.pace.max_event}: "
-                "store the data and send a reference to it"
-            )
 
     async def publish_and_wait(
         self,
@@ -205,15 +180,6 @@ class Router:
         await self._lanes.run(audience.topic, partial(self._flush, audience.topic))
         expected = self.hub.users(audience.topic, self.catalog.plugin_of(event).policy.receive)
         return published, await self.receipts.wait(audience.topic, event.message_id, expected, within)
-
-    def read_event(self, data: bytes) -> tuple[Event, bytes]:
-        """An event that a backend wrote as JSON, and its bytes ready for `publish`. Raises `BadMessage`."""
-        head = wire.read_head(data)
-        wire.refuse_reserved(head)
-        if self.catalog.plugin(head.type).policy.internal:
-            raise BadMessage(f"`{head.type}` is published by the router itself - at `$.type`")
-        event: Event = wire.read(self.catalog.decoder(head.type), data)
-        return event, bytes(data).strip()
 
     def arrive(self, envelope: Envelope) -> None:
         """What the broker carries here: through the outbound leg, in its topic's turn."""

@@ -120,9 +120,9 @@ async def _publish(
 
 def _read(router: Router, item: bytes, index: int | None) -> tuple[Any, bytes]:
     try:
-        event, payload = router.read_event(item)
+        event, payload = router.dispatch.read_foreign(item)
         critical = event.requires_ack or router.catalog.plugin_of(event).policy.ack
-        router.fits(payload, spare=MARKS if critical else 0)
+        router.dispatch.fits(payload, spare=MARKS if critical else 0)
     except Refused as refusal:
         if index is not None:
             refusal.message = f"event {index}: {refusal.message}"

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from router.errors import BadMessage, Denied, RateLimited, Refused, TooLarge, Unavailable
 from router.event import Event
+from router.tracing import current_traceparent
 
 __all__ = ["Acknowledged", "Publisher", "events_path"]
 
@@ -82,43 +83,72 @@ class Publisher:
 
     @overload
     async def publish(
-        self, project: str, *events: Event, message_id: str | None = None, acknowledged: None = None
+        self,
+        project: str,
+        *events: Event,
+        message_id: str | None = None,
+        acknowledged: None = None,
+        traceparent: str | None = None,
     ) -> list[int]: ...
     @overload
     async def publish(
-        self, project: str, *events: Event, message_id: str | None = None, acknowledged: float
+        self,
+        project: str,
+        *events: Event,
+        message_id: str | None = None,
+        acknowledged: float,
+        traceparent: str | None = None,
     ) -> Acknowledged: ...
     async def publish(
-        self, project: str, *events: Event, message_id: str | None = None, acknowledged: float | None = None
+        self,
+        project: str,
+        *events: Event,
+        message_id: str | None = None,
+        acknowledged: float | None = None,
+        traceparent: str | None = None,
     ) -> "list[int] | Acknowledged":
         """Publish to everybody who has `project` open. Returns the numbers that the events got.
 
         `acknowledged`: wait at most so many seconds (60 at the most) until everybody has acknowledged, and return
-        who did and who did not. Raises `BadMessage`, `TooLarge`, `Denied`, or `Unavailable` when the router cannot
+        who did and who did not. `traceparent`: the trace that the events belong to; without it, the one that this
+        code runs in. Raises `BadMessage`, `TooLarge`, `Denied`, or `Unavailable` when the router cannot
         be reached.
         """
         path = events_path("projects", project)
         body = self._encoder.encode(events)
         if acknowledged is None:
-            return await self.publish_json(path, body, message_id)
-        answer = await self._post(f"{path}?acknowledged={acknowledged:g}", body, message_id, extra=acknowledged)
+            return await self.publish_json(path, body, message_id, traceparent)
+        path = f"{path}?acknowledged={acknowledged:g}"
+        answer = await self._post(path, body, message_id, traceparent, extra=acknowledged)
         return msgspec.convert(answer, Acknowledged)
 
-    async def publish_to_user(self, user: str, *events: Event, message_id: str | None = None) -> list[int]:
+    async def publish_to_user(
+        self, user: str, *events: Event, message_id: str | None = None, traceparent: str | None = None
+    ) -> list[int]:
         """Publish to all connections of one person, whatever project they have open."""
-        return await self.publish_json(events_path("users", user), self._encoder.encode(events), message_id)
+        path = events_path("users", user)
+        return await self.publish_json(path, self._encoder.encode(events), message_id, traceparent)
 
-    async def publish_to_all(self, *events: Event, message_id: str | None = None) -> list[int]:
+    async def publish_to_all(
+        self, *events: Event, message_id: str | None = None, traceparent: str | None = None
+    ) -> list[int]:
         """Publish to everybody who is connected."""
-        return await self.publish_json("/events", self._encoder.encode(events), message_id)
+        return await self.publish_json("/events", self._encoder.encode(events), message_id, traceparent)
 
-    async def publish_json(self, path: str, body: bytes, message_id: str | None = None) -> list[int]:
+    async def publish_json(
+        self, path: str, body: bytes, message_id: str | None = None, traceparent: str | None = None
+    ) -> list[int]:
         """Publish events that are JSON already to `path` of the HTTP interface."""
-        numbers: list[int] = (await self._post(path, body, message_id))["seq"]
+        numbers: list[int] = (await self._post(path, body, message_id, traceparent))["seq"]
         return numbers
 
-    async def _post(self, path: str, body: bytes, message_id: str | None, *, extra: float = 0.0) -> dict[str, Any]:
+    async def _post(
+        self, path: str, body: bytes, message_id: str | None, traceparent: str | None, *, extra: float = 0.0
+    ) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Idempotency-Key": message_id or uuid4().hex}
+        trace = traceparent or current_traceparent()
+        if trace is not None:
+            headers["traceparent"] = trace
         away: Exception | None = None
         for attempt in range(self._tries):
             if attempt:

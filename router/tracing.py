@@ -9,7 +9,7 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags, Tracer, TracerProvider
 
-__all__ = ["SpanKind", "Tracing", "valid_traceparent"]
+__all__ = ["Span", "SpanKind", "Tracing", "current_traceparent", "valid_traceparent"]
 
 _TRACEPARENT = pattern(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
 MESSAGING = {"messaging.system": "event_router"}
@@ -19,6 +19,12 @@ MESSAGING = {"messaging.system": "event_router"}
 def valid_traceparent(value: object) -> str | None:
     """`value` when it is a W3C traceparent, else None. OpenTelemetry's own parser raises TypeError for a number."""
     return value if isinstance(value, str) and _TRACEPARENT.match(value) else None
+
+
+def current_traceparent() -> str | None:
+    """The trace context that this code runs in, as it travels; None outside of a trace."""
+    span = trace.get_current_span()
+    return _traceparent(span) if span.get_span_context().is_valid else None
 
 
 class Tracing:

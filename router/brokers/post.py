@@ -1,13 +1,17 @@
 """Publishes to topics: one script a message, many messages in one round trip."""
 
+import asyncio
 from secrets import token_hex
+from typing import TypeAlias
 
 from router.brokers.base import Position, Published
 from router.brokers.layout import encode_header, names_of
 from router.brokers.script import Scripts
 from router.envelope import Envelope
 
-__all__ = ["Post"]
+__all__ = ["Post", "published"]
+
+Answer: TypeAlias = tuple[bytes, int, int]
 
 
 class Post:
@@ -35,19 +39,26 @@ class Post:
 
     async def publish(self, envelope: Envelope) -> Published:
         """See `Broker.publish`."""
+        return published(await self.ask(envelope))
+
+    def ask(self, envelope: Envelope) -> "asyncio.Future[Answer]":
+        """As `publish`, for those who have several; `published` reads what comes of it."""
         names = names_of(envelope.topic)
         id_key = names.meta if envelope.message_id is None else f"{names.base}:id:{envelope.message_id}"
+        assert envelope.payload is not None
         arguments = (
-            names.channel,
-            encode_header(envelope),
-            envelope.payload,
+            b"%b\n%b" % (encode_header(envelope), envelope.payload),
+            token_hex(8),
             self._verb,
             self._max_events,
             self._log_ms,
             self.meta_ms,
-            token_hex(6),
             int(envelope.policy.keep),
-            token_hex(8),
         )
-        epoch, seq, duplicate = await self._scripts.call("publish", (names.meta, names.log, id_key), arguments)
-        return Published(Position(epoch.decode(), seq), duplicate=bool(duplicate))
+        return self._scripts.ask("publish", (names.meta, names.log, id_key), arguments)
+
+
+def published(answer: Answer) -> Published:
+    """What the script answered."""
+    epoch, seq, duplicate = answer
+    return Published(Position(epoch.decode(), seq), duplicate=bool(duplicate))

@@ -119,7 +119,7 @@ class RedisBroker(Broker):
         for seq, rest in entries:
             head, _, payload = rest.partition(b"\n")
             header = decode_header(head)
-            if header.at < oldest:
+            if header.at and header.at < oldest:
                 complete = False
                 continue
             envelope = self._envelope(topic, seq, header, payload)
@@ -129,17 +129,13 @@ class RedisBroker(Broker):
 
     async def _remembered(self, topic: str, after: int | None) -> Remembered:
         names = names_of(topic)
-        arguments = ("" if after is None else after, token_hex(6), self._post.meta_ms)
+        arguments = ("" if after is None else after, token_hex(8), self._post.meta_ms)
         epoch, seq, found = await self._scripts.run("history", (names.meta, names.log), arguments)
-        entries = []
-        for id_, flat in found:
-            fields = dict(zip(flat[::2], flat[1::2], strict=True))
-            entries.append((int(id_.partition(b"-")[0]), fields[b"h"] + b"\n" + fields[b"d"]))
-        return Position(epoch.decode(), seq), entries
+        return Position(epoch.decode(), seq), [(int(id_.partition(b"-")[0]), _text(flat)) for id_, flat in found]
 
     async def _renumber(self, topic: str, epoch: str) -> None:
         log.error("the broker lost events that it had told of: %s starts anew", topic, extra={"event": "epoch_ended"})
-        await self._scripts.run("renumber", (names_of(topic).meta,), (epoch, token_hex(6)))
+        await self._scripts.run("renumber", (names_of(topic).meta,), (epoch, token_hex(8)))
 
     # -- arriving
 
@@ -269,6 +265,11 @@ class RedisBroker(Broker):
     @property
     def _own_channel(self) -> str:
         return f"{PREFIX}node:{self._node}"
+
+
+def _text(flat: list[bytes]) -> bytes:
+    """Header and event of an entry, as they also arrive live."""
+    return flat[flat.index(b"e") + 1]
 
 
 def _only(header: Header) -> frozenset[str] | None:

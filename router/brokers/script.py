@@ -83,6 +83,10 @@ class Scripts:
 
         After `Unavailable` it may have run all the same: the answer can be what was lost.
         """
+        return await self.ask(script, keys, arguments)
+
+    def ask(self, script: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
+        """As `call`, for those who ask for several before they wait for any."""
         if len(self._waiting) >= self._room:
             raise Unavailable(
                 f"the broker is away and {self._room:,} messages wait for it already: this one is not taken",
@@ -93,7 +97,7 @@ class Scripts:
         self._waiting.append(made)
         if self._flushing is None or self._flushing.done():
             self._flushing = loop.create_task(self._flush())
-        return await made.done
+        return made.done
 
     async def run(self, script: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
         """Run one script at once and by itself: one whose answer is large would hold up the others."""

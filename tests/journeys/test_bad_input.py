@@ -343,7 +343,7 @@ async def test_a_client_that_reads_a_little_now_and_then_cannot_fill_the_memory_
 
     async def publish(count: int) -> None:
         for _ in range(count):
-            event, payload = node.router.read_event(json.dumps({**EVENT, "padding": "x" * 16_000}).encode())
+            event, payload = node.router.dispatch.read_foreign(json.dumps({**EVENT, "padding": "x" * 16_000}).encode())
             await node.router.publish(Audience(project_topic("p1")), event, payload=payload)
             await asyncio.sleep(0)
 
