@@ -100,15 +100,27 @@ class Scripts:
         return made.done
 
     async def run(self, script: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
-        """Run one script at once and by itself: one whose answer is large would hold up the others."""
-        try:
-            async with self._gate:
-                (answer,) = await self._send([(script, keys, (*arguments, 0))])
-        except AWAY as error:
-            raise away(error) from None
-        if isinstance(answer, Exception):
-            raise away(answer)
-        return answer
+        """Run one script at once and by itself: one whose answer is large would hold up the others.
+
+        It may run twice, so it must be one that does no harm then. Raises `Unavailable` as `call` does.
+        """
+        until, pause, tried = time.monotonic() + self._patience, FIRST_PAUSE, 0
+        while True:
+            try:
+                async with self._gate:
+                    (answer,) = await self._send([(script, keys, (*arguments, int(tried > 0)))])
+            except AWAY as error:
+                answer = error
+            if not isinstance(answer, Exception):
+                return answer
+            if not isinstance(answer, AWAY):
+                raise answer
+            if time.monotonic() >= until:
+                raise away(answer) from None
+            tried += 1
+            await asyncio.sleep(uniform(pause / 2, pause))
+            pause = min(LONGEST_PAUSE, pause * 2)
+            await self._look_again()
 
     async def close(self) -> None:
         """Give up what waits."""

@@ -157,8 +157,8 @@ class _Line:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._drop()
 
-    async def connect(self) -> None:
-        """Open the connection and ask for all that is wanted."""
+    async def connect(self) -> Any:
+        """Open the connection and ask for all that is wanted. Returns redis-py's PubSub."""
         self._redis = await self._link.reader(self.name)
         pubsub = self._redis.pubsub()
         wanted = list(self.wanted)
@@ -171,6 +171,7 @@ class _Line:
         if not self.up:
             log.info("the broker is there", extra={"event": "broker_connected"})
         self.up, self._told_away = True, False
+        return pubsub
 
     async def subscribe(self, channels: list[str]) -> None:
         """Want `channels`, and wait until the server says that it has them."""
@@ -226,9 +227,8 @@ class _Line:
         pause = 0.0
         while self.wanted or not self.name:
             try:
-                if self._pubsub is None:
-                    await self.connect()
-                message = await self._pubsub.get_message(ignore_subscribe_messages=False, timeout=None)
+                pubsub = self._pubsub or await self.connect()
+                message = await pubsub.get_message(ignore_subscribe_messages=False, timeout=None)
                 pause = 0.0
                 self.heard_at = time.monotonic()
                 if message is not None:
