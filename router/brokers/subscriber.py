@@ -50,7 +50,7 @@ class Subscriber:
         """Connect. Raises what redis-py raises when that is not possible."""
         line = self._line("")
         await line.connect()
-        line.start()
+        line.read()
 
     async def stop(self) -> None:
         for line in self._lines.values():
@@ -103,9 +103,7 @@ class Subscriber:
         line = self._lines.get(name)
         if line is None:
             line = self._lines[name] = _Line(name, self._link, self._take, self._gap, self._replace)
-            if name:
-                line.start()
-            else:
+            if not name:
                 line.wanted[self._own] = None
         return line
 
@@ -144,8 +142,10 @@ class _Line:
         self._late: set[asyncio.Task[None]] = set()
         self._told_away = False
 
-    def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._read())
+    def read(self) -> None:
+        """Begin to read, once there is something to be read."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._read())
 
     def end(self) -> None:
         """Stop reading, without waiting for the end: it may be the reader itself that asks."""
@@ -161,11 +161,10 @@ class _Line:
         """Open the connection and ask for all that is wanted. Returns redis-py's PubSub."""
         self._redis = await self._link.reader(self.name)
         pubsub = self._redis.pubsub()
-        wanted = list(self.wanted)
-        # Shard channels of several slots cannot be named in one command.
-        size = 1 if self.name else BATCH
-        for start in range(0, len(wanted), size):
-            await self._subscribe(pubsub, wanted[start : start + size])
+        asked: set[str] = set()
+        while missing := [channel for channel in self.wanted if channel not in asked]:  # more may come meanwhile
+            await self._subscribe(pubsub, missing)
+            asked.update(missing)
         self._pubsub = pubsub
         self.heard_at = time.monotonic()
         if not self.up:
@@ -178,10 +177,10 @@ class _Line:
         loop = asyncio.get_running_loop()
         waiting = [self._confirming.setdefault(channel, loop.create_future()) for channel in channels]
         self.wanted.update(dict.fromkeys(channels))
+        self.read()
         try:
             if self._pubsub is not None:
-                for start in range(0, len(channels), 1 if self.name else BATCH):
-                    await self._subscribe(self._pubsub, channels[start : start + (1 if self.name else BATCH)])
+                await self._subscribe(self._pubsub, channels)
             await asyncio.gather(*waiting)
         finally:
             for channel in channels:
@@ -190,6 +189,7 @@ class _Line:
     def want(self, channel: str) -> None:
         """Want a channel that was read elsewhere until now."""
         self.wanted[channel] = None
+        self.read()
         if self._pubsub is not None:
             task = asyncio.get_running_loop().create_task(self._subscribe_late(channel))
             self._late.add(task)
@@ -221,7 +221,10 @@ class _Line:
             await connection.disconnect(nowait=True)
 
     async def _subscribe(self, pubsub: Any, channels: list[str]) -> None:
-        await (pubsub.ssubscribe if self.name else pubsub.subscribe)(*channels)
+        # Shard channels of several slots cannot be named in one command.
+        size = 1 if self.name else BATCH
+        for start in range(0, len(channels), size):
+            await (pubsub.ssubscribe if self.name else pubsub.subscribe)(*channels[start : start + size])
 
     async def _read(self) -> None:
         pause = 0.0
