@@ -146,7 +146,8 @@ class _Packed:
 
     def pack_command(self, *args: Any) -> list[bytes]:
         name = args[0] if isinstance(args[0], bytes) else args[0].encode()
-        return [hiredis.pack_command((*name.split(), *args[1:]))]
+        whole: Any = (*name.split(), *args[1:])
+        return [hiredis.pack_command(whole)]
 
 
 class _Plain(_Packed, Connection):
