@@ -63,7 +63,7 @@ class Presence:
     def __init__(self, broker: Broker, announce: Callable[[str, Event], Awaitable[object]]) -> None:
         self._broker = broker
         self._announce = announce
-        self._untold: deque[tuple[str, Event]] = deque(maxlen=1000)
+        self._untold: deque[tuple[str, Event]] = deque(maxlen=10_000)
 
     async def people(self, project: str) -> list[Person]:
         """Who is here, by name. Raises `Unavailable`."""
@@ -90,23 +90,25 @@ class Presence:
 
     async def tick(self) -> None:
         """Announce those whose grace is over, and what could not be announced before."""
-        untold = list(self._untold)
+        late = list(self._untold)
         self._untold.clear()
         try:
-            told = [(project, event) for project, event in untold if await self._still_so(project, event)]
-            told += [(project, PresenceLeft(user_id=user)) for project, user in await self._broker.departed()]
+            late = [(project, event) for project, event in late if await self._still_so(project, event)]
+            late += [(project, PresenceJoined(user_id=user)) for project, user in await self._broker.returned()]
+            while late or (late := await self._departed()):
+                await self._announce(*late[0])
+                del late[0]
         except Unavailable:
-            self._untold.extendleft(reversed(untold))
-            return
-        told += [(project, PresenceJoined(user_id=user)) for project, user in self._broker.returned()]
-        for project, event in told:
-            await self._tell(project, event)
+            self._untold.extendleft(reversed(late))
 
     async def _tell(self, project: str, event: Event) -> None:
         try:
             await self._announce(project, event)
         except Unavailable:
             self._untold.append((project, event))
+
+    async def _departed(self) -> list[tuple[str, Event]]:
+        return [(project, PresenceLeft(user_id=user)) for project, user in await self._broker.departed()]
 
     async def _still_so(self, project: str, event: Event) -> bool:
         """Whether what is told late is true: somebody who left may have come back."""

@@ -139,8 +139,11 @@ class Broker(ABC):
         """Project and user of some whose grace is over. Each is told to one node, which is to ask every second."""
 
     @abstractmethod
-    def returned(self) -> list[tuple[str, str]]:
-        """Project and user of those here who may have been told as departed, since this node was cut off so long."""
+    async def returned(self) -> list[tuple[str, str]]:
+        """Project and user of some who are here, but may have been told as departed or not at all.
+
+        That is so when this node was cut off for long, or an answer was lost. Each is told once, to this node.
+        """
 
     @abstractmethod
     async def spend(self, user: str, cost: float, rate: float, burst: float) -> float:

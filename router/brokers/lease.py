@@ -53,8 +53,10 @@ class Lease:
         self.held: Counter[str] = Counter()
         """Entries with their counts: `all`, `user:<user>` and `project:<project>` are seats, `here:<project> <user>`
         is a person."""
-        self.returned: list[str] = []
-        """Of these people the server knew nothing any more when they were written down anew: told as left, maybe."""
+        self.returned: set[str] = set()
+        """People who are here and may have been told otherwise: the server had forgotten them, or an answer was lost."""
+        self._unsure: set[str] = set()
+        """What was asked for without an answer since the last lease."""
         self._number = 0
         self._epoch = ""
         self._doubtful = False
@@ -71,22 +73,26 @@ class Lease:
     ) -> list[Any]:
         """Run a script that adds one to `entries`; its first word is empty when it did. Returns its answer.
 
-        The script is given lease and `arguments`, then 1 when it is asked for anew because the lease was another
-        one meanwhile. Raises `Unavailable`; then nothing is held. Waits while everything is written down anew.
+        Raises `Unavailable`; then nothing is held. Waits while everything is written down anew.
         """
-        for attempt in range(TRIES):
+        for _ in range(TRIES):
             while self._renewal is not None:
                 await asyncio.shield(self._renewal)
             id_ = self.id
-            answer = await self._call(script, keys, (*arguments, int(attempt > 0)))
-            if answer[0] in (b"again", b"lease"):
-                if self.id == id_:
-                    await self.renew()
-            elif answer[0]:
-                return answer
-            elif self.id == id_ and self._renewal is None:
+            try:
+                answer = await self._call(script, keys, arguments)
+            except BaseException:
+                self._unsure.update(entries)
+                raise
+            if not answer[0] and self.id == id_ and self._renewal is None:
                 self.held.update(entries)
                 return answer
+            if answer[0] == b"again" or not answer[0]:
+                self._unsure.update(entries)
+            elif answer[0] != b"lease":
+                return answer
+            if self.id == id_:
+                await self.renew()
         raise Unavailable("the broker cannot tell what this node holds", retry_after=1.0)
 
     async def give(
@@ -168,10 +174,13 @@ class Lease:
 
     async def _write_anew(self) -> None:
         self._doubtful = False  # what is given back from here on brings a new doubt
+        unsure, self._unsure = self._unsure, set()
         try:
             await self._change_lease()
+            self.returned |= unsure
         except BaseException:
             self._doubtful = True
+            self._unsure |= unsure
             raise
         finally:
             self._renewal = None
@@ -180,7 +189,7 @@ class Lease:
         self._number += 1
         id_ = f"{self._node}.{self._number}"
         entries = list(self.held.items())
-        epoch, unknown = "", []
+        epoch, unknown = "", set[str]()
         for start in range(0, max(1, len(entries)), CHUNK):
             flat = [part for entry in entries[start : start + CHUNK] for part in entry]
             answer = await self._scripts.call(
@@ -189,11 +198,11 @@ class Lease:
             if not answer:
                 raise Unavailable("the lease ended while it was written down", retry_after=1.0)
             epoch = answer[0].decode()
-            unknown += [entry.decode() for entry in answer[1]]
+            unknown.update(entry.decode() for entry in answer[1])
         if not await self._scripts.call("begin", (NODES,), (id_, self._ms)):
             raise Unavailable("the lease ended while it was written down", retry_after=1.0)
         if epoch == self._epoch:  # else the server has forgotten everybody, and nobody was told as left
-            self.returned += unknown
+            self.returned |= unknown
         self.id, self._epoch = id_, epoch
         self._left_behind.set()
 

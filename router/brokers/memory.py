@@ -204,7 +204,7 @@ class MemoryBroker(Broker):
     async def departed(self) -> list[tuple[str, str]]:
         return self._roster.departed()
 
-    def returned(self) -> list[tuple[str, str]]:
+    async def returned(self) -> list[tuple[str, str]]:
         return []
 
     async def spend(self, user: str, cost: float, rate: float, burst: float) -> float:  # noqa: ARG002

@@ -294,8 +294,8 @@ class RedisBroker(Broker):
     async def departed(self) -> list[tuple[str, str]]:
         return await self._roster.departed()
 
-    def returned(self) -> list[tuple[str, str]]:
-        return self._roster.returned()
+    async def returned(self) -> list[tuple[str, str]]:
+        return await self._roster.returned()
 
     async def spend(self, user: str, cost: float, rate: float, burst: float) -> float:
         return await self._rates.spend(user, cost, rate, burst)

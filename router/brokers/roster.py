@@ -5,6 +5,7 @@ from typing import Any
 from router.brokers.base import Arrived, Person
 from router.brokers.lease import LEAVING, NODES, Lease, key
 from router.brokers.script import AWAY, Scripts, away
+from router.errors import Unavailable
 
 __all__ = ["Roster"]
 
@@ -18,7 +19,8 @@ class Roster:
     """People by project. One who has gone everywhere stays, with no connections, for the grace.
 
     Joined is who was nowhere before, and departed whose grace is over; departed people are handed out to one node.
-    A node that died leaves its people behind until its lease is cleared away; then their grace begins.
+    A node that died leaves its people behind until its lease is cleared away; then their grace begins. Where an
+    answer was lost somebody may be told as joined twice, but never not at all.
     """
 
     def __init__(self, redis: Any, scripts: Scripts, lease: Lease, node: str) -> None:
@@ -32,6 +34,8 @@ class Roster:
         """See `Broker.enter`."""
         answer = await self._lease.take("enter", (_entry(project, user),), _keys(project), (project, user))
         _, joined, connections, status = answer
+        if joined:
+            self._lease.returned.discard(_entry(project, user))
         return Arrived(Person(user, connections, status.decode()), joined=bool(joined))
 
     async def leave(self, project: str, user: str) -> Person | None:
@@ -68,10 +72,21 @@ class Roster:
         self._asked += 1
         return [_named(one.decode()) for one in answer]
 
-    def returned(self) -> list[tuple[str, str]]:
+    async def returned(self) -> list[tuple[str, str]]:
         """See `Broker.returned`."""
-        entries, self._lease.returned = self._lease.returned, []
-        return [_named(entry.removeprefix("here:")) for entry in entries if entry in self._lease.held]
+        entries, self._lease.returned = self._lease.returned, set()
+        projects: dict[str, set[str]] = {}
+        for entry in entries:
+            kind, _, name = entry.partition(":")
+            if kind == "here":
+                project, user = _named(name)
+                projects.setdefault(project, set()).add(user)
+        try:
+            here = {project: {person.user_id for person in await self.people(project)} for project in projects}
+        except Unavailable:
+            self._lease.returned |= entries
+            raise
+        return [(project, user) for project, users in projects.items() for user in sorted(users & here[project])]
 
 
 def _entry(project: str, user: str) -> str:

@@ -1,10 +1,10 @@
 -- Take a seat for one connection, counted over all leases that have not ended.
 -- KEYS: 1 nodes  2 entries of the lease  3 in all  4 of the user  5 of the project (hashes: lease -> seats)
 -- ARGV: 1 lease  2-4 the limits in all, of a user, of a project  5 user  6 what a node's own channel begins with
---       7 1 when it is asked for anew  8 1 when this is a repeated try
+--       7 1 when this is a repeated try
 -- Returns { what stands against it, 1 when the user has seats on another node, too }. What: '' nothing; `system`,
 -- `user`, `project` a limit; `lease` the lease has ended; `again` the try before may have taken one.
-if ARGV[8] == '1' then return { 'again', 0 } end
+if ARGV[7] == '1' then return { 'again', 0 } end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local alive, mine = redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf'), false

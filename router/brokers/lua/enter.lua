@@ -1,29 +1,26 @@
 -- One more connection of a person to a project.
 -- KEYS: 1 nodes  2 entries of the lease  3 here (hash: '<lease> <user>' -> connections; '- <user>' while leaving)
 --       4 statuses (hash: user -> text)  5 leaving (zset: '<project> <user>' -> when it is told, ms)
--- ARGV: 1 lease  2 project  3 user  4 1 when it is asked for anew: then what earlier leases of this node have of them
---       says nothing, it may be this very connection  5 1 when this is a repeated try
+-- ARGV: 1 lease  2 project  3 user  4 1 when this is a repeated try
 -- Returns { '', 1 when they were nowhere before, else 0; their connections; their status }, or { 'lease' } when the
 -- lease has ended, { 'again' } when the try before may have done it.
-if ARGV[5] == '1' then return { 'again' } end
+if ARGV[4] == '1' then return { 'again' } end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local lease, user, anew = ARGV[1], ARGV[3], ARGV[4] == '1'
+local lease, user = ARGV[1], ARGV[3]
 local ends = redis.call('ZSCORE', KEYS[1], lease)
 if not ends or tonumber(ends) < now then return { 'lease' } end
-local node = string.match(lease, '^(.*)%.')
 local nodes, connections, known = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES'), 1, false
 for i = 1, #nodes, 2 do
   local count = redis.call('HGET', KEYS[3], nodes[i] .. ' ' .. user)
   if count then
+    known = true
     if tonumber(nodes[i + 1]) >= now then connections = connections + count end
-    local ours = nodes[i] ~= lease and string.match(nodes[i], '^(.*)%.') == node
-    known = known or not (anew and ours)
   end
 end
 if redis.call('HDEL', KEYS[3], '- ' .. user) == 1 then
   redis.call('ZREM', KEYS[5], ARGV[2] .. ' ' .. user)
-  known = known or not anew
+  known = true
 end
 redis.call('HINCRBY', KEYS[3], lease .. ' ' .. user, 1)
 redis.call('SADD', KEYS[2], 'here:' .. ARGV[2] .. ' ' .. user)

@@ -11,9 +11,6 @@ for i = 1, #nodes, 2 do
     if tonumber(nodes[i + 1]) >= now then connections = connections + count end
   end
 end
-if known and ARGV[2] ~= '' then
-  redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
-else
-  redis.call('HDEL', KEYS[3], ARGV[1])
-end
+if known and ARGV[2] == '' then redis.call('HDEL', KEYS[3], ARGV[1]) end
+if known and ARGV[2] ~= '' then redis.call('HSET', KEYS[3], ARGV[1], ARGV[2]) end
 return connections
