@@ -182,8 +182,9 @@ async def opened(url: str, token: str, count: int) -> AsyncIterator[None]:
 async def refused(url: str, token: str) -> bool:
     """Whether one more is refused because of a limit."""
     try:
-        async with connect(f"{url}/ws/project/p1", additional_headers={"Authorization": f"Bearer {token}"}):
-            return False
+        socket = await connect(f"{url}/ws/project/p1", additional_headers={"Authorization": f"Bearer {token}"})
     except InvalidStatus as error:
         assert error.response.status_code == 429
         return True
+    await socket.close()
+    return False
