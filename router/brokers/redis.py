@@ -16,6 +16,7 @@ from router.brokers.link import link_to
 from router.brokers.post import Post
 from router.brokers.script import AWAY, Scripts, away
 from router.brokers.seat import Seats
+from router.brokers.stream import RedisInbox
 from router.brokers.subscriber import Subscriber
 from router.envelope import Envelope
 from router.errors import Refused, SetupError, Unavailable
@@ -66,6 +67,7 @@ class RedisBroker(Broker):
         self._subscriber = Subscriber(self._link, self._own_channel, self._take, self._missed)
         self._continuity = Continuity(self._remembered, self._renumber, self._deliver, self._tell_lost)
         self._seats = Seats(self._redis, self._scripts, self._node, lease)
+        self.inbox = RedisInbox(self._redis, self._scripts)
         self._tasks: list[asyncio.Task[None]] = []
         self._arrive: Arrive = lambda _: None
         self._lost: Lost = lambda _topic, _position: None
