@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from router import wire
 from router.audience import Audience, Identity, project_topic
-from router.brokers.base import Broker, Position, Published
+from router.brokers.base import Broker, Origin, Position, Published
 from router.catalog import Catalog, Found
 from router.context import HandlerContext
 from router.dispatch import MAX_EVENT, Dispatch
@@ -290,7 +290,7 @@ class Router:
             await self.presence.update(project, envelope.sender.user, envelope.event.status)
             return
         plugin = self.catalog.plugin_of(envelope.event)
-        context = HandlerContext(envelope, self.publish, self._reply)
+        context = HandlerContext(envelope, self.publish, self._reply, self._forward)
         if plugin.handle is None:
             await context.publish(envelope.event)
             return
@@ -313,6 +313,25 @@ class Router:
         policy = self.catalog.plugin_of(event).policy
         audience = Audience(envelope.topic, only=frozenset({envelope.session or ""}))
         self.arrive(Envelope(event=event, policy=policy, audience=audience, traceparent=envelope.traceparent))
+
+    async def _forward(self, envelope: Envelope, event: Event) -> None:
+        """Have `event`, which `envelope` brought, wait for the backends that want its type."""
+        tag = self.catalog.plugin_of(event).tag
+        payload = wire.encode(event)
+        self.dispatch.fits(payload)
+        assert envelope.sender is not None
+        attributes = {"messaging.operation.type": "send", "messaging.message.id": (id_ := uuid4().hex)}
+        with self.tracing.span(f"forward {tag}", SpanKind.PRODUCER, envelope.traceparent, attributes) as (_, trace):
+            origin = Origin(
+                project=envelope.topic.removeprefix("project:"),
+                user=envelope.sender.user,
+                session=envelope.session or "",
+                at=envelope.published_at,
+                id=id_,
+                traceparent=trace,
+            )
+            await self.broker.inbox.put(tag, origin, payload)
+        self.metrics.forwarded.labels(tag).inc()
 
     def _refreshed(self, envelope: Envelope) -> None:
         session = self.hub.session(envelope.session or "")

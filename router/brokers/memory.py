@@ -8,6 +8,7 @@ from time import time
 from msgspec.structs import replace
 
 from router.brokers.base import Arrive, Arrived, Broker, History, Limits, Lost, Person, Position, Published
+from router.brokers.queue import MemoryInbox
 from router.envelope import Envelope
 
 __all__ = ["MemoryBroker"]
@@ -127,6 +128,7 @@ class MemoryBroker(Broker):
         self._projects: Counter[str] = Counter()
         self._roster = _Roster(clock, grace)
         self._arrive: Arrive | None = None
+        self.inbox = MemoryInbox(clock=clock)
 
     async def start(self, arrive: Arrive, lost: Lost) -> None:  # noqa: ARG002  # nothing is ever lost on the way
         self._arrive = arrive

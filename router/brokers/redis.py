@@ -19,6 +19,7 @@ from router.brokers.rate import Rates
 from router.brokers.roster import Roster
 from router.brokers.script import AWAY, Scripts, away
 from router.brokers.seat import Seats, node_channel
+from router.brokers.stream import RedisInbox
 from router.brokers.subscriber import Subscriber
 from router.envelope import Envelope
 from router.errors import Refused, SetupError, Unavailable
@@ -77,6 +78,7 @@ class RedisBroker(Broker):
         self._rates = Rates(self._scripts)
         self._seats = Seats(self._lease, self._rates)
         self._roster = Roster(self._redis, self._scripts, self._lease, self._node)
+        self.inbox = RedisInbox(self._redis, self._scripts)
         self._tasks: list[asyncio.Task[None]] = []
         self._arrive: Arrive = lambda _: None
         self._lost: Lost = lambda _topic, _position: None
