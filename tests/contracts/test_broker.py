@@ -38,13 +38,13 @@ def read(payload: bytes):
     return Said(text=event["text"]), plugin.policy
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
+@pytest.fixture
+async def broker(broker_url: str) -> AsyncIterator[Broker]:
     arrived: list = []
-    if request.param == "memory":
+    if broker_url == "memory://":
         made: Broker = MemoryBroker(max_events=10, max_age=60.0, clock=CLOCK)
     else:
-        made = RedisBroker(request.getfixturevalue("redis_url"), read, max_events=10, max_age=60.0)
+        made = RedisBroker(broker_url, read, max_events=10, max_age=60.0)
     made.arrived = arrived
     await made.start(arrived.append, lambda topic, position: arrived.append((topic, position)))
     yield made
