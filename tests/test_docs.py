@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -37,7 +38,7 @@ from router.settings import Settings, load
 from tests.docs.blocks import DOCUMENTS, ENVIRONMENT, Block, blocks, check_command, commands
 from tests.docs.generate import PAGES, ROOT, plugins, regenerate
 from tests.docs.javascript import find_node
-from tests.valkey import Server, find_server
+from tests.servers import find_server, run_server
 
 REFERENCE = ROOT / "docs" / "reference"
 SYBIL = Sybil([PythonCodeBlockParser()])
@@ -226,10 +227,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     """A router in a process of its own, and the environment of somebody who may do everything there."""
     said = tmp_path_factory.mktemp("served") / "stderr"
     binary = find_server()
-    redis = None if binary is None else Server(binary)
-    broker = {} if redis is None else {"ROUTER_BROKER": redis.url}
-    if redis is not None:
-        redis.start()
+    redis = ExitStack()
+    broker = {} if binary is None else {"ROUTER_BROKER": redis.enter_context(run_server(binary)).url}
     settings = {"ROUTER_JWT_KEY": KEY, "ROUTER_LOG_LEVEL": "WARNING", "ROUTER_DRAIN": "0", **broker}
     command = [sys.executable, "-m", "router.cli", "serve", "--port", "0"]
     with said.open("w") as output:
@@ -247,8 +246,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     finally:
         process.terminate()
         process.wait(15)
-        if redis is not None:
-            redis.kill()
+        redis.close()
 
 
 @pytest.fixture
