@@ -19,12 +19,14 @@ Access: TypeAlias = Literal["open", "password", "user"]
 """Who may do what: everybody everything, whoever has the password everything, or the router's user what it needs."""
 
 COMMANDS = (
-    *("ping", "time", "script|load", "evalsha", "multi", "exec"),
+    *("ping", "time", "info", "script|load", "evalsha"),
     *("publish", "subscribe", "unsubscribe", "spublish", "ssubscribe", "sunsubscribe"),
-    *("get", "set", "del", "pexpire"),
-    *("hget", "hmget", "hgetall", "hset", "hincrby", "hdel"),
-    *("zadd", "zscore", "zrem", "zremrangebyscore"),
-    *("xadd", "xrange", "xrevrange"),
+    *("get", "set", "del", "exists", "persist", "pexpire"),
+    *("hget", "hmget", "hgetall", "hset", "hincrby", "hdel", "hexists", "hlen"),
+    *("zadd", "zrange", "zrangebyscore", "zscore", "zrem"),
+    *("sadd", "scard", "spop", "srem", "lrange", "rpush"),
+    *("xadd", "xlen", "xrange", "xrevrange", "xtrim", "xdel"),
+    *("xreadgroup", "xgroup", "xinfo", "xack", "xclaim", "xpending"),
 )
 """Everything that the router's user may run, itself or in a script. Whoever has it run another adds that."""
 KEYS = ("~router:*",)
