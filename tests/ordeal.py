@@ -27,7 +27,7 @@ from tests.servers import black_hole, find_server, run_cluster, run_sentinel, ru
 
 __all__ = ["ORDEALS", "Outcome", "ordeal"]
 
-EVERY = 0.01
+EVERY = 0.02
 """Seconds between two publishes."""
 
 
