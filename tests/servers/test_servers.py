@@ -161,8 +161,15 @@ async def test_a_black_hole_swallows_both_ways_and_ends_no_connection():
             hole.restore()
             assert beside.publish("a", "b") == 1
             assert [await reader.readline() for _ in range(7)][-1] == b"b\r\n"
-            writer.close()
             assert await someone.ping()
+            hole.swallow()
+            server.kill()
+            with pytest.raises(redis.TimeoutError):  # and not a ConnectionError
+                await someone.ping()
+            assert not reader.at_eof()
+            hole.restore()
+            assert await reader.read() == b""
+            writer.close()
 
 
 async def test_a_black_hole_resets_what_it_cuts():
