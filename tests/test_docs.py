@@ -39,6 +39,7 @@ from tests.docs.blocks import DOCUMENTS, ENVIRONMENT, Block, blocks, check_comma
 from tests.docs.generate import PAGES, ROOT, plugins, regenerate
 from tests.docs.javascript import find_node
 from tests.servers import find_server, run_server
+from tests.servers.server import CHANNELS, COMMANDS, KEYS
 
 REFERENCE = ROOT / "docs" / "reference"
 SYBIL = Sybil([PythonCodeBlockParser()])
@@ -210,6 +211,12 @@ def test_every_decision_has_its_three_parts() -> None:
     for path in found:
         titles = re.findall(r"^## (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert titles == ["Context", "Decision", "Consequence"], path.name
+
+
+def test_the_redis_user_on_the_page_is_the_one_that_the_tests_let_the_router_be() -> None:
+    text = (REFERENCE / "redis.md").read_text(encoding="utf-8")
+    rule = " ".join([*KEYS, "resetchannels", *CHANNELS, *(f"+{command}" for command in COMMANDS)])
+    assert rule in text
 
 
 def test_every_dependency_is_justified() -> None:

@@ -4,9 +4,10 @@ from tests.servers.black_hole import BlackHole, black_hole
 from tests.servers.cluster import Cluster, run_cluster
 from tests.servers.program import find_server, find_servers, has_tls
 from tests.servers.sentinel import Sentinel, run_sentinel
-from tests.servers.server import Server, run_server
+from tests.servers.server import COMMANDS, Server, run_server
 
 __all__ = [
+    "COMMANDS",
     "BlackHole",
     "Cluster",
     "Sentinel",
