@@ -20,10 +20,13 @@ class Cancel(Event, frozen=True, tag="cancel"):
 
 
 async def request(event: Cancel, context: Context) -> None:
-    """A person asks: everybody sees who, whatever the browser claimed."""
+    """A person asks: backends stop it, and everybody sees who asked, whatever the browser claimed."""
     if (event.step_id is None) == (event.stream_id is None):
         context.refuse("`cancel` names either `step_id` or `stream_id`", code="bad_message")
-    await context.publish(replace(event, user_id=context.sender.user))
+    asked = replace(event, user_id=context.sender.user)
+    # Backends first: to stop something twice does no harm, and what all see asked for must not be asked of nobody.
+    await context.forward(asked)
+    await context.publish(asked)
 
 
 cancel = Plugin(Cancel, Policy(send="chat"), request)

@@ -32,8 +32,12 @@ class ChatResponseChunk(Event, frozen=True, tag="chat_response_chunk"):
 
 
 async def say(message: ChatMessage, context: Context) -> None:
-    """A person writes: everybody sees who, whatever the browser claimed."""
-    await context.publish(replace(message, role="user", user_id=context.sender.user))
+    """A person writes: everybody sees who, whatever the browser claimed, and backends that answer get it."""
+    said = replace(message, role="user", user_id=context.sender.user)
+    # Backends first. Should the second fail, the sender is told so and says it again: a backend that hears something
+    # twice can live with that. The other way round all would have read what no backend ever gets.
+    await context.forward(said)
+    await context.publish(said)
 
 
 def lost(last: ChatResponseChunk) -> ChatResponseChunk:

@@ -28,6 +28,9 @@ class Metrics:
             "router_messages", "Messages by type and what became of them", ["leg", "type", "outcome"], registry=at
         )
         self._errors = Counter("router_errors", "Everything that went wrong, by code", ["code"], registry=at)
+        self.forwarded = Counter(
+            "router_forwarded", "Messages of people handed to backends, by type", ["type"], registry=at
+        )
         self.deliveries = Counter("router_deliveries", "Messages written to clients", registry=at)
         self.latency = Histogram(
             "router_publish_to_deliver_seconds", "From publish until written to clients", buckets=LATENCY, registry=at

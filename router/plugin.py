@@ -37,6 +37,13 @@ class Context(Protocol):
         """Publish `event` to the project, or to another audience."""
         ...
 
+    async def forward(self, event: Event | None = None) -> None:
+        """Hand the message, or `event` in its place, to the backends that consume its type.
+
+        They get it at least once, also those that are away now. Raises `Unavailable` when it cannot be kept for them.
+        """
+        ...
+
     def refuse(self, message: str, *, code: str = "refused", retry_after: float | None = None) -> NoReturn:
         """Decline the message: its sender gets an `error` frame with this text. Raises `Refused`."""
         ...

@@ -50,12 +50,17 @@ class RecordingContext:
         self.session = "session-1"
         self.replies: list[Event] = []
         self.published: list[Sent] = []
+        self.forwarded: list[Event | None] = []
+        """What was handed to backends; None is the message as it came."""
 
     async def reply(self, event: Event) -> None:
         self.replies.append(event)
 
     async def publish(self, event: Event, *, to: Audience | None = None) -> None:
         self.published.append(Sent(event, to))
+
+    async def forward(self, event: Event | None = None) -> None:
+        self.forwarded.append(event)
 
     def refuse(self, message: str, *, code: str = "refused", retry_after: float | None = None) -> NoReturn:
         raise Refused(message, code=code, retry_after=retry_after, temporary=retry_after is not None)

@@ -1,14 +1,32 @@
-"""The contract that every broker keeps. One suite, tests/contracts/test_broker.py, runs on all of them."""
+"""The contracts that every broker and its inbox keep. One suite each, in tests/contracts/, runs on all of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from msgspec import Struct
 
 from router.envelope import Envelope
+from router.errors import Unavailable
 
-__all__ = ["Arrive", "Arrived", "Broker", "History", "Limits", "Lost", "Person", "Position", "Published"]
+__all__ = [
+    "NEVER_DONE",
+    "Arrive",
+    "Arrived",
+    "Bounds",
+    "Broker",
+    "Dead",
+    "Hear",
+    "History",
+    "Inbox",
+    "Limits",
+    "Lost",
+    "Origin",
+    "Person",
+    "Position",
+    "Published",
+    "Taken",
+]
 
 Arrive: TypeAlias = Callable[[Envelope], None]
 """Takes one envelope in. Called in the order of numbers within a topic; returns at once."""
@@ -16,6 +34,10 @@ Arrive: TypeAlias = Callable[[Envelope], None]
 
 Lost: TypeAlias = Callable[[str, "Position"], None]
 """Told that a topic's numbers do not join up with what arrived before: clients must reload, and go on from there."""
+
+
+Hear: TypeAlias = Callable[[bytes], None]
+"""Told what another node said, or this one itself to all."""
 
 
 class Position(Struct, frozen=True):
@@ -77,9 +99,18 @@ class Broker(ABC):
     * History is bounded in number, bytes and age; what falls out makes older positions incomplete, never wrong.
     """
 
+    inbox: "Inbox"
+    """The other direction: what people send, on its way to backends."""
+
+    node: str = ""
+    """The name of this node among the others."""
+
     @abstractmethod
-    async def start(self, arrive: Arrive, lost: Lost) -> None:
-        """Connect. From now on `arrive` gets what is published to subscribed topics, and `lost` tells of breaks."""
+    async def start(self, arrive: Arrive, lost: Lost, hear: Hear = lambda _: None) -> None:
+        """Connect. From now on `arrive` gets what is published to subscribed topics, and `lost` tells of breaks.
+
+        `hear` gets what nodes `tell` each other.
+        """
 
     @abstractmethod
     async def stop(self) -> None:
@@ -154,5 +185,134 @@ class Broker(ABC):
         """
 
     @abstractmethod
+    def tell(self, note: bytes, node: str | None = None) -> None:
+        """Say something to one node, or to all. At most once, in order with what is published, without an answer."""
+
+    @abstractmethod
+    async def others(self) -> int:
+        """How many nodes there are besides this one. Raises `Unavailable`."""
+
+    @abstractmethod
     async def ready(self) -> bool:
         """Whether a publish now would go through."""
+
+
+class Origin(Struct, frozen=True, omit_defaults=True):
+    """Who sent a message, from where, and when."""
+
+    project: str = ""
+    user: str = ""
+    session: str = ""
+    at: float = 0.0
+    """Seconds since the epoch, by the clock of the node that took it."""
+    id: str = ""
+    """Stays the same however often, and to however many groups, the message is handed out."""
+    traceparent: str | None = None
+
+
+class Taken(Struct, frozen=True):
+    """A message that was handed to a consumer: its own until it is done with it, or falls silent."""
+
+    kind: str
+    entry: str
+    """Its place in the inbox."""
+    origin: Origin
+    payload: bytes
+    group: str
+    consumer: str
+    tries: int
+    """How often it was handed out, this time included."""
+
+
+class Dead(Struct, frozen=True):
+    """A dead letter: a message that one group could not deal with, and why."""
+
+    kind: str
+    entry: str
+    origin: Origin
+    payload: bytes
+    group: str
+    tries: int
+    reason: str
+
+
+class Bounds(Struct, frozen=True):
+    """How much of one kind an inbox keeps."""
+
+    backlog: int = 100_000
+    """Messages that may wait for a group, and as many dead letters."""
+    unread: int = 1_000
+    """Messages kept while there is no group at all: perhaps nobody will ever want them."""
+    unread_for: float = 24 * 3600.0
+    """Seconds after the last of them until they are forgotten."""
+
+    def full(self, kind: str) -> Unavailable:
+        """What the sender of one more is told."""
+        return Unavailable(
+            f"the backend is behind: {self.backlog:,} of `{kind}` wait for it already, and this one is not taken",
+            retry_after=5.0,
+        )
+
+
+NEVER_DONE = "handed out as often as is tried, and never done"
+"""Why a message is a dead letter that no consumer said anything about."""
+
+
+class Inbox(ABC):
+    """Where messages of people wait for backends, each kind (the `type`) by itself.
+
+    * Each group gets every message; within a group one consumer gets it. New ones come in the order of `put`.
+    * A group begins with the oldest message that is there, and is made by its first `take`.
+    * At least once: what was handed out and is neither done nor held is handed out again, until it is a dead letter.
+    * Nothing that a group has not done is dropped. When its backlog is full, nothing more is taken in.
+
+    `taken` of one call are all of the same consumer. All methods raise `Unavailable` when the broker is away; what
+    was asked for may have happened all the same.
+    """
+
+    @abstractmethod
+    async def put(self, kind: str, origin: Origin, payload: bytes) -> None:
+        """Have `payload` (the event's JSON) wait for all groups. Raises `Unavailable` also when one is too far behind."""
+
+    @abstractmethod
+    async def take(self, kinds: Sequence[str], group: str, consumer: str, count: int, wait: float) -> list[Taken]:
+        """At most `count` new messages of each kind. Where there are none, waits for one, at most `wait` seconds.
+
+        It may return with nothing before that.
+        """
+
+    @abstractmethod
+    async def done(self, *taken: Taken) -> None:
+        """They are dealt with: nobody of the group gets them again. So it is even where another has taken them over."""
+
+    @abstractmethod
+    async def hold(self, *taken: Taken) -> list[Taken]:
+        """Their consumer is alive and still at it. Returns those that are no longer its own, which stay as they are."""
+
+    @abstractmethod
+    async def give_back(self, *taken: Taken, idle: float) -> None:
+        """Their consumer will not deal with them: they count as left alone for `idle` seconds already.
+
+        Those that are no longer its own stay as they are.
+        """
+
+    @abstractmethod
+    async def reclaim(
+        self, kinds: Sequence[str], group: str, consumer: str, *, idle: float, tries: int, count: int
+    ) -> list[Taken]:
+        """Take over at most `count` messages of each kind that were left alone for `idle` seconds, oldest first.
+
+        What was handed out `tries` times already becomes a dead letter instead.
+        """
+
+    @abstractmethod
+    async def bury(self, taken: Taken, reason: str) -> None:
+        """Make it a dead letter at once, unless another consumer has taken it over."""
+
+    @abstractmethod
+    async def dead(self, kind: str, count: int = 100) -> list[Dead]:
+        """The oldest dead letters of a kind, of all groups."""
+
+    @abstractmethod
+    async def revive(self, *dead: Dead) -> None:
+        """Put dead letters back, for the group they were of and for no other. Their tries are counted anew."""

@@ -72,7 +72,7 @@ class Continuity:
         """Learn where `topic` stands; what arrives from then on counts from there."""
         position, _ = await self._remembered(name, None)
         topic.epoch, topic.seq = position.epoch, position.seq
-        if not self._caught_up(name, topic):
+        if not self._caught_up(name, topic, 0):
             self.fill(name)
 
     def take(self, name: str, epoch: str, seq: int, rest: bytes) -> None:
@@ -112,13 +112,14 @@ class Continuity:
     async def _fill_until_done(self, name: str, topic: Topic) -> None:
         pause = 0.05
         while self.topics.get(name) is topic:
+            old = len(topic.ahead)
             try:
                 await self._bring(name, topic)
             except (Unavailable, *AWAY):
                 await asyncio.sleep(uniform(pause / 2, pause))
                 pause = min(2.0, pause * 2)
             else:
-                if self._caught_up(name, topic):
+                if self._caught_up(name, topic, old):
                     return
 
     async def _bring(self, name: str, topic: Topic) -> None:
@@ -138,11 +139,15 @@ class Continuity:
         for seq, rest in entries:
             self._accept(name, topic, (topic.epoch, seq, rest))
 
-    def _caught_up(self, name: str, topic: Topic) -> bool:
-        """Let through what arrived meanwhile; False when there is a gap again."""
+    def _caught_up(self, name: str, topic: Topic, old: int) -> bool:
+        """Let through what arrived meanwhile; False when there is a gap again.
+
+        The first `old` of it came before history was read. What does not join up of that never will: it belongs to
+        an epoch that is over, or to a write that a failover lost.
+        """
         waiting, topic.ahead = topic.ahead, []
         for index, arrived in enumerate(waiting):
-            if not self._accept(name, topic, arrived):
+            if not self._accept(name, topic, arrived) and index >= old:
                 topic.ahead = waiting[index:]
                 return False
         topic.catching_up = False

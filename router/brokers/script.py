@@ -120,7 +120,7 @@ class Scripts:
             tried += 1
             await asyncio.sleep(uniform(pause / 2, pause))
             pause = min(LONGEST_PAUSE, pause * 2)
-            await self._look_again()
+            await self.look_again()
 
     async def close(self) -> None:
         """Give up what waits."""
@@ -151,12 +151,13 @@ class Scripts:
             self._waiting.extendleft(reversed(again))
             if again:
                 await asyncio.sleep(uniform(pause / 2, pause))
-                await self._look_again()
+                await self.look_again()
                 pause = min(LONGEST_PAUSE, pause * 2)
             else:
                 pause = FIRST_PAUSE
 
-    async def _look_again(self) -> None:
+    async def look_again(self) -> None:
+        """Something failed: what scripts are run on may have moved."""
         if self._refresh is not None:
             with contextlib.suppress(*AWAY):
                 await self._refresh()

@@ -78,3 +78,30 @@ def test_two_changes_in_one_do_what_both_did(first, second, steps):
     merged = unite(old, new)
     assert apply(before, merged.changes) == apply(apply(before, first), second)
     assert old.changes == first
+
+
+class Watched(RecordingContext):
+    """Remembers also what was done first."""
+
+    def __init__(self):
+        super().__init__(user="ada")
+        self.done = []
+
+    async def publish(self, event, *, to=None):
+        self.done.append("publish")
+        await super().publish(event, to=to)
+
+    async def forward(self, event=None):
+        self.done.append("forward")
+        await super().forward(event)
+
+
+@pytest.mark.parametrize(
+    ("handle", "event"), [(say, ChatMessage(role="system", content="hi")), (request, Cancel(step_id="s"))]
+)
+async def test_backends_get_what_people_say_and_ask_for_as_all_see_it_and_before_all_do(handle, event):
+    context = Watched()
+    await handle(event, context)
+    assert [sent.event for sent in context.published] == context.forwarded
+    assert context.forwarded[0].user_id == "ada"
+    assert context.done == ["forward", "publish"]
