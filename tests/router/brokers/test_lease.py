@@ -274,3 +274,32 @@ async def test_one_beat_prolongs_everything(one, client):
     await one.lease.beat()
     assert calls == ["beat", "reap"]
     assert await client.zscore(NODES, one.lease.id) > before
+
+
+async def test_a_beat_that_fails_is_not_the_last_one(make, monkeypatch, caplog):
+    part = await make(length=0.003)
+    beats = []
+    enough = asyncio.Event()
+
+    async def beat():
+        beats.append(1)
+        if len(beats) == 3:
+            enough.set()
+        raise (Unavailable("away"), RuntimeError("a bug"))[len(beats) % 2]
+
+    monkeypatch.setattr(part.lease, "beat", beat)
+    keeping = asyncio.create_task(part.lease.keep())
+    await enough.wait()
+    assert not keeping.done()
+    keeping.cancel()
+    assert [record.event for record in caplog.records if hasattr(record, "event")][:1] == ["lease_failed"]
+
+
+async def test_what_a_lease_that_was_given_up_had_is_cleared_away_at_once(one, table):
+    await one.roster.enter("p", "ada")
+    keeping = asyncio.create_task(one.lease.keep())
+    await one.lease.renew()
+    async with asyncio.timeout(5):
+        while len([key for key in await table.keys() if key.startswith("held:")]) > 1:
+            await asyncio.sleep(0.001)
+    keeping.cancel()
