@@ -16,7 +16,7 @@ from router.brokers.script import Scripts
 from router.brokers.stream import RedisInbox
 from router.consumer import Consumer
 from tests.node import run_node
-from tests.valkey import find_server, run_server
+from tests.servers import find_server, run_server
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

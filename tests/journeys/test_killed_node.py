@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from plugins.step import StepStarted
 from router.backend import Backend
 from tests.node import KEY, make_token
-from tests.valkey import find_server, run_server
+from tests.servers import find_server, run_server
 
 PEOPLE = 200
 LEASE = 2.0

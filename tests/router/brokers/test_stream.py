@@ -11,7 +11,7 @@ from router.brokers.link import link_to
 from router.brokers.script import Scripts
 from router.brokers.stream import RedisInbox
 from router.errors import Unavailable
-from tests.valkey import find_server, run_server
+from tests.servers import find_server, run_server
 
 MESSAGES, DEAD = "router:{inbox}:messages:said", "router:{inbox}:dead:said"
 
