@@ -11,7 +11,6 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from router import Unavailable
 from router.brokers.lease import LEAVING, key
 from tests.node import make_token, run_node
-from tests.valkey import find_server, run_server
 
 PRESENCE = ("presence_joined", "presence_left")
 
@@ -301,15 +300,6 @@ async def test_connections_to_redis_that_break_leave_neither_seat_nor_person_beh
 
         await until(empty)
         assert await people(one) == {}
-
-
-@pytest.fixture
-def own_server():
-    binary = find_server()
-    if binary is None:
-        pytest.skip("there is no redis-server here: what happens when it fails is NOT tested")
-    with run_server(binary) as server:
-        yield server
 
 
 async def test_nobody_is_let_in_while_redis_is_away(own_server):
