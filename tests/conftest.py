@@ -57,8 +57,7 @@ def _wait_ready(url: str) -> None:
             time.sleep(0.02)
 
 
-@pytest.fixture(scope="session")
-def program() -> str:
+def need_program() -> str:
     """A server program; the test that asks is skipped where there is none."""
     found = find_server()
     if found is None:
@@ -67,6 +66,12 @@ def program() -> str:
             pytest.fail(missing)
         pytest.skip(missing)
     return found
+
+
+@pytest.fixture(scope="session")
+def program() -> str:
+    """A server program."""
+    return need_program()
 
 
 @pytest.fixture(scope="session")

