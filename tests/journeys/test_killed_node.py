@@ -12,14 +12,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from plugins.step import StepStarted
 from router.backend import Backend
 from tests.node import KEY, make_token
-from tests.servers import find_server, run_server
 
 PEOPLE = 200
 LEASE = 2.0
@@ -98,15 +96,6 @@ class Person:
                 self.pos = event.get("pos", event["seq"])
             elif event["type"] == "resync" and "topic" not in event:
                 self.reloads += 1
-
-
-@pytest.fixture
-def own_server():
-    binary = find_server()
-    if binary is None:
-        pytest.skip("there is no redis-server here: the end of a node is NOT tested")
-    with run_server(binary) as server:
-        yield server
 
 
 async def test_all_people_of_a_killed_node_resume_on_the_other_and_its_seats_are_free_within_a_lease(own_server):

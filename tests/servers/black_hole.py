@@ -64,13 +64,14 @@ class BlackHole:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._writers.add(writer)
-        try:
-            from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server.port)
-        except OSError:  # the server is away
-            await self._close(writer)
-            return
-        self._writers.add(to_server)
-        await asyncio.gather(self._pass(reader, to_server), self._pass(from_server, writer))
+        with suppress(asyncio.CancelledError):  # only `stop` cancels, and asyncio cannot stand a cancelled handler
+            try:
+                from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server.port)
+            except OSError:  # the server is away
+                await self._close(writer)
+                return
+            self._writers.add(to_server)
+            await asyncio.gather(self._pass(reader, to_server), self._pass(from_server, writer))
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 import redis
@@ -14,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.conftest import program
-from tests.servers import black_hole, find_servers, has_tls, run_cluster, run_sentinel, run_server
+from tests.servers import COMMANDS, black_hole, find_servers, has_tls, run_cluster, run_sentinel, run_server
 from tests.servers.process import wait_until
 
 every_program = pytest.mark.parametrize(
@@ -81,6 +83,13 @@ def test_the_router_s_user_may_do_what_it_must_and_no_more(binary):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 router.execute_command(*command.split())
         assert admin.flushall()
+
+
+def test_the_router_s_user_may_run_all_that_is_in_the_scripts():
+    scripts = [path.read_text() for path in files("router.brokers").joinpath("lua").iterdir()]
+    run = {command.lower() for text in scripts for command in re.findall(r"redis\.p?call\('(\w+)'", text)}
+    assert run
+    assert not run - set(COMMANDS)
 
 
 def test_a_server_with_tls_is_known_by_its_authority():
@@ -161,8 +170,15 @@ async def test_a_black_hole_swallows_both_ways_and_ends_no_connection():
             hole.restore()
             assert beside.publish("a", "b") == 1
             assert [await reader.readline() for _ in range(7)][-1] == b"b\r\n"
-            writer.close()
             assert await someone.ping()
+            hole.swallow()
+            server.kill()
+            with pytest.raises(redis.TimeoutError):  # and not a ConnectionError
+                await someone.ping()
+            assert not reader.at_eof()
+            hole.restore()
+            assert await reader.read() == b""
+            writer.close()
 
 
 async def test_a_black_hole_resets_what_it_cuts():
