@@ -276,8 +276,7 @@ async def test_one_beat_prolongs_everything(one, client):
     assert await client.zscore(NODES, one.lease.id) > before
 
 
-async def test_a_beat_that_fails_is_not_the_last_one(make, monkeypatch, caplog):
-    part = await make(length=0.003)
+async def test_a_beat_that_fails_is_not_the_last_one(one, monkeypatch, caplog):
     beats = []
     enough = asyncio.Event()
 
@@ -287,8 +286,9 @@ async def test_a_beat_that_fails_is_not_the_last_one(make, monkeypatch, caplog):
             enough.set()
         raise (Unavailable("away"), RuntimeError("a bug"))[len(beats) % 2]
 
-    monkeypatch.setattr(part.lease, "beat", beat)
-    keeping = asyncio.create_task(part.lease.keep())
+    monkeypatch.setattr(one.lease, "beat", beat)
+    monkeypatch.setattr(one.lease, "_length", 0.003)
+    keeping = asyncio.create_task(one.lease.keep())
     await enough.wait()
     assert not keeping.done()
     keeping.cancel()
