@@ -57,6 +57,7 @@ def _wait_ready(url: str) -> None:
             time.sleep(0.02)
 
 
+@pytest.fixture(scope="session")
 def program() -> str:
     """A server program; the test that asks is skipped where there is none."""
     found = find_server()
@@ -69,9 +70,9 @@ def program() -> str:
 
 
 @pytest.fixture(scope="session")
-def redis_server() -> Iterator[Server]:
+def redis_server(program: str) -> Iterator[Server]:
     """A Redis or Valkey of our own."""
-    with run_server(program()) as server:
+    with run_server(program) as server:
         yield server
 
 
@@ -85,16 +86,16 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def own_server() -> Iterator[Server]:
+def own_server(program: str) -> Iterator[Server]:
     """A server that the test may do anything to."""
-    with run_server(program()) as server:
+    with run_server(program) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def redis_cluster() -> Iterator[Cluster]:
+def redis_cluster(program: str) -> Iterator[Cluster]:
     """A cluster of three masters, which is to be left as it is."""
-    with run_cluster(program()) as cluster:
+    with run_cluster(program) as cluster:
         yield cluster
 
 
@@ -106,14 +107,14 @@ def cluster_url(redis_cluster: Cluster) -> str:
 
 
 @pytest.fixture
-def own_cluster() -> Iterator[Cluster]:
+def own_cluster(program: str) -> Iterator[Cluster]:
     """A cluster with replicas that the test may do anything to."""
-    with run_cluster(program(), replicas=True) as cluster:
+    with run_cluster(program, replicas=True) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def redis_sentinel() -> Iterator[Sentinel]:
+def redis_sentinel(program: str) -> Iterator[Sentinel]:
     """A master under Sentinel, which the test may kill."""
-    with run_sentinel(program()) as sentinel:
+    with run_sentinel(program) as sentinel:
         yield sentinel
