@@ -112,8 +112,10 @@ async def test_all_people_of_a_killed_node_resume_on_the_other_and_its_seats_are
         greedy = make_token("greedy")
         published: list[str] = []
 
+        going_on = True
+
         async def publish_on() -> None:
-            while True:
+            while going_on:
                 name = str(len(published))
                 await backend.publish("p1", StepStarted(step_id=name))
                 published.append(name)
@@ -135,8 +137,8 @@ async def test_all_people_of_a_killed_node_resume_on_the_other_and_its_seats_are
             resumed = time.monotonic() - killed
             await asyncio.sleep(0.1)
         finally:
-            publishing.cancel()
-            await asyncio.gather(publishing, return_exceptions=True)
+            going_on = False
+            await publishing
         last = published[-1]
         async with asyncio.timeout(10):
             while not all(last in person.got for person in people):

@@ -141,7 +141,8 @@ class Cluster:
         lines = []
         for j, id_ in enumerate(self._ids):
             mine = "myself," if i == j else ""
-            place = f"{id_} 127.0.0.1:{self._ports[j]}@{self._ports[j] + BUS} {mine}"
+            shard = self._ids[j % MASTERS]  # the same of a master and its replica; not read before Redis 7.2
+            place = f"{id_} 127.0.0.1:{self._ports[j]}@{self._ports[j] + BUS},,shard-id={shard} {mine}"
             if j < MASTERS:
                 # Epoch 0: the takeover makes it a new one, which beats its master's.
                 lines.append(f"{place}slave {self._ids[j + MASTERS]} 0 0 0 connected")
