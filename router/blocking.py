@@ -76,6 +76,8 @@ class _Sync(Generic[S]):
             _, loop, client = made
             loop.wait(client.close())
             loop.close()
+        elif made is not None:
+            _abandoned.append(made)
 
     async def _connect(self) -> S:
         """Made in the loop that it will live in."""
