@@ -25,6 +25,8 @@ __all__ = ["Link", "link_to"]
 SCHEMES = "redis://, rediss:// (TLS), unix:// (a socket), redis+sentinel://, rediss+sentinel://, redis+cluster://, rediss+cluster://"
 SOCKET_TIMEOUT = 5.0
 """Seconds that one answer may take."""
+SLOTS, LANES = 16_384, 16
+"""A cluster's slots, and in how many parts of them scripts wait for each other."""
 REFRESH = 1.0
 """Least seconds between two looks at a cluster's layout."""
 
@@ -36,6 +38,10 @@ class Link(Protocol):
     """Runs commands."""
     verb: str
     """How a script publishes to a topic's channel: `PUBLISH` or `SPUBLISH`."""
+
+    def lane_of(self, key: str) -> int:
+        """Which keys' scripts have to wait for each other."""
+        ...
 
     def line_of(self, channel: str) -> str:
         """Which server's connection a sharded channel is read from; one name, where it is the same for all."""
@@ -87,6 +93,9 @@ class _Single:
         self.redis = redis
         self._sentinel = sentinel
 
+    def lane_of(self, key: str) -> int:  # noqa: ARG002
+        return 0
+
     def line_of(self, channel: str) -> str:  # noqa: ARG002
         return ""
 
@@ -114,6 +123,10 @@ class _Cluster:
         self._options = options
         self._sharded = sharded
         self._looked_at = 0.0
+
+    def lane_of(self, key: str) -> int:
+        # By slots, not by masters: a topic whose slot moves must not overtake itself.
+        return int(self.redis.keyslot(key)) * LANES // SLOTS
 
     def line_of(self, channel: str) -> str:
         if not self._sharded:

@@ -55,9 +55,10 @@ class _Call(Struct):
 class Scripts:
     """The scripts in `lua/`, by name. One that the server does not know (any more) is loaded.
 
-    `call` puts all that is asked for in one turn of the event loop into one round trip. Calls are made in the order
-    in which they were asked for, and one round trip ends before the next begins, so two publishes to one topic never
-    change places. While the server is away they wait: at most `room` calls, each at most `patience` seconds.
+    `call` puts all that is asked for in one turn of the event loop into one round trip. Calls of a lane are made in
+    the order in which they were asked for, and one round trip ends before the next begins, so two publishes to one
+    topic never change places. While the server is away they wait: at most `room` calls, each at most `patience`
+    seconds. One server is one lane; a cluster has several, so that a master that is away holds up few others.
 
     redis-py's own retries must be off: an answer that was lost would make it run a script twice without our knowing.
     Here a repeated try says so: every script's last argument is `1` when it may have run before, else `0`.
@@ -70,20 +71,23 @@ class Scripts:
         patience: float = 1.0,
         room: int = 10_000,
         refresh: Callable[[], Awaitable[None]] | None = None,
+        lane_of: Callable[[str], int] = lambda _: 0,
     ) -> None:
-        """`refresh` is called after a failure: what a script is run on may have moved."""
+        """`refresh` is called after a failure: what a script is run on may have moved. `lane_of` a key."""
         self._redis = redis
         self._refresh = refresh
+        self._lane_of = lane_of
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._patience = patience
         self._room = room
         self._digests: dict[str, str] = {}
-        self._waiting: deque[_Call] = deque()
-        self._flushing: asyncio.Task[None] | None = None
+        self._waiting: dict[int, deque[_Call]] = {}
+        self._flushing: dict[int, asyncio.Task[None]] = {}
+        self._count = 0
 
     def __len__(self) -> int:
         """How many calls wait."""
-        return len(self._waiting)
+        return self._count
 
     async def call(self, script: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
         """Run one script, in one round trip with others. Raises `Unavailable` when it could not be run in time.
@@ -94,16 +98,18 @@ class Scripts:
 
     def ask(self, script: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
         """As `call`, for those who ask for several before they wait for any."""
-        if len(self._waiting) >= self._room:
+        if self._count >= self._room:
             raise Unavailable(
                 f"the broker is away and {self._room:,} messages wait for it already: this one is not taken",
                 retry_after=1.0,
             )
         loop = asyncio.get_running_loop()
         made = _Call(script, keys, arguments, time.monotonic() + self._patience, loop.create_future())
-        self._waiting.append(made)
-        if self._flushing is None or self._flushing.done():
-            self._flushing = loop.create_task(self._flush())
+        lane = self._lane_of(keys[0])
+        self._waiting.setdefault(lane, deque()).append(made)
+        self._count += 1
+        if lane not in self._flushing:
+            self._flushing[lane] = loop.create_task(self._flush(lane))
         return made.done
 
     async def run(self, script: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
@@ -131,19 +137,28 @@ class Scripts:
 
     async def close(self) -> None:
         """Give up what waits."""
-        if self._flushing is not None:
-            self._flushing.cancel()
-            await asyncio.gather(self._flushing, return_exceptions=True)
-        while self._waiting:
-            made = self._waiting.popleft()
+        flushing = list(self._flushing.values())
+        for task in flushing:
+            task.cancel()
+        await asyncio.gather(*flushing, return_exceptions=True)
+        for made in (made for waiting in self._waiting.values() for made in waiting):
             if not made.done.done():
                 made.done.set_exception(Unavailable("the broker was closed"))
+        self._waiting.clear()
+        self._count = 0
 
-    async def _flush(self) -> None:
-        await asyncio.sleep(0)  # whoever else asks in this turn comes along
+    async def _flush(self, lane: int) -> None:
+        try:
+            await asyncio.sleep(0)  # whoever else asks in this turn comes along
+            await self._empty(self._waiting[lane])
+            del self._waiting[lane]
+        finally:
+            del self._flushing[lane]
+
+    async def _empty(self, waiting: deque[_Call]) -> None:
         pause = FIRST_PAUSE
-        while self._waiting:
-            batch = [self._waiting[i] for i in range(min(BATCH, len(self._waiting)))]
+        while waiting:
+            batch = [waiting[i] for i in range(min(BATCH, len(waiting)))]
             # Those who asked may have gone: what was never sent need not be.
             sent = [made for made in batch if not made.done.cancelled() or made.tried]
             try:
@@ -153,9 +168,10 @@ class Scripts:
             except Exception as error:  # whoever waits must be told, whatever it is
                 answers = [error] * len(sent)
             for _ in batch:
-                self._waiting.popleft()
+                waiting.popleft()
             again = self._settle(sent, answers)
-            self._waiting.extendleft(reversed(again))
+            waiting.extendleft(reversed(again))
+            self._count -= len(batch) - len(again)
             if again:
                 await asyncio.sleep(uniform(pause / 2, pause))
                 await self.look_again()
