@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench clean
+.PHONY: demo demo-cluster test check format bench clean
 
 demo: .venv/ready  ## the router on the memory broker with the demo page at http://127.0.0.1:8000/
 	$(BIN)/router dev
+
+demo-cluster: .venv/ready  ## two nodes, at ports 8000 and 8001, and a Redis or Valkey between them: one that is here, or the wheel's
+	$(BIN)/router dev --nodes 2
 
 test: .venv/ready  ## all tests; what is not on this machine is skipped and named
 	$(BIN)/python -m pytest

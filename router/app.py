@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from litestar import Litestar
+from litestar.config.cors import CORSConfig
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 
@@ -100,8 +101,13 @@ def worker_app(settings: Settings) -> Litestar:
     return create_app(settings)
 
 
-def create_app(settings: Settings, *, router: Router | None = None, handlers: Sequence[Any] = ()) -> Litestar:
-    """The whole node as an ASGI application. `handlers`: Litestar routes of your own beside ours."""
+def create_app(
+    settings: Settings, *, router: Router | None = None, handlers: Sequence[Any] = (), cors: CORSConfig | None = None
+) -> Litestar:
+    """The whole node as an ASGI application.
+
+    `handlers`: Litestar routes of your own beside ours. `cors`: which pages of other origins may ask over HTTP.
+    """
     router = router or create_router(settings, build_catalog(settings))
     upkeep = Upkeep(
         router, ping_every=settings.ping_every, silence=settings.silence, slow_deadline=settings.slow_deadline
@@ -132,6 +138,7 @@ def create_app(settings: Settings, *, router: Router | None = None, handlers: Se
             Disconnect: refused_response,
             HTTPException: litestar_response,
         },
+        cors_config=cors,
         openapi_config=OpenAPIConfig(title="Event Router", version="1"),
         request_max_body_size=16 * 1024 * 1024,
         logging_config=None,

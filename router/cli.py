@@ -5,8 +5,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -16,17 +16,20 @@ from urllib.parse import quote
 
 import click
 import msgspec
+from litestar import Litestar
+from litestar.config.cors import CORSConfig
 from rich.console import Console
 from rich.table import Table
 
 from router import app as application
 from router import journal, settings
 from router.catalog import discover
-from router.dev import GRANTS, PROJECT, demo_routes, make_token
+from router.dev import GRANTS, PROJECT, demo_routes, make_token, origins_of
 from router.errors import RouterError, SetupError
 from router.middleware.auth import Tokens, read_key
 from router.publisher import Publisher, events_path
-from router.server.serve import listen, serve, serve_workers
+from router.server.serve import address, listen, serve, serve_workers
+from router.supervisor import Node, run_redis, supervise
 
 __all__ = ["main"]
 
@@ -65,62 +68,102 @@ def serve_command(file: Path | None, **arguments: Any) -> None:
     chosen, _ = _settings(file, **arguments)
     journal.configure(chosen.log_level)
     app = application.create_app(chosen)
-    if chosen.workers == 1:
-        _run(chosen, app)
-        return
     listener = listen(chosen.host, chosen.port)
-    click.echo(f"Event Router is at {_address(chosen, listener)} with {chosen.workers} workers", err=True)
+    url = address(listener, chosen.host)
+    if chosen.workers == 1:
+        where = f"(clients: {url.replace('http', 'ws', 1)}/ws/project/<project>)"
+        click.echo(f"Event Router is at {url}  {where}", err=True)
+        _serve(chosen, app, listener)
+        return
+    click.echo(f"Event Router is at {url} with {chosen.workers} workers", err=True)
     make_app = partial(application.worker_app, chosen)
     with suppress(KeyboardInterrupt):
         serve_workers(make_app, chosen.workers, listener, max_message=chosen.limit_message, drain=chosen.drain)
 
 
+def _serve(chosen: settings.Settings, app: Any, listener: socket) -> None:
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how one ends it, not an error
+        serve(app, listener, max_message=chosen.limit_message, drain=chosen.drain)
+
+
 @cli.command()
 @settings_options
-def dev(file: Path | None, **arguments: Any) -> None:
+@click.option(
+    "--nodes",
+    "count",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Processes, each at a port of its own, with a Redis or Valkey between them.",
+)
+def dev(file: Path | None, count: int, **arguments: Any) -> None:
     """Run the router with the demo page and a key made for this run. On this machine only."""
-    chosen, _ = _settings(file, **arguments)
+    chosen, shown = _settings(file, **arguments)
     if chosen.host not in LOOPBACK:
         raise SetupError(
             f"`router dev` hands tokens to everybody who asks, so it listens on 127.0.0.1, not {chosen.host}"
         )
     key = read_key(chosen.jwt_key) or token_hex(32)
-    chosen = msgspec.structs.replace(chosen, jwt_key=key, jwt_algorithms=("HS256",), drain=0.0)
-    logging.getLogger("router.plugin").setLevel(logging.DEBUG)  # tracebacks, for whoever writes one right now
     quiet: Any = "WARNING" if chosen.log_level == "INFO" else chosen.log_level
-    journal.configure(quiet)
-    router = application.create_router(chosen, application.build_catalog(chosen))
-    chosen = msgspec.structs.replace(chosen, log_level=quiet)
-    _run(chosen, application.create_app(chosen, router=router, handlers=demo_routes(router, key)), key)
-
-
-def _address(chosen: settings.Settings, listener: socket) -> str:
-    host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
-    return f"http://{host}:{listener.getsockname()[1]}"
-
-
-def _run(chosen: settings.Settings, app: Any, key: str | None = None) -> None:
-    listener = listen(chosen.host, chosen.port)
-    url = _address(chosen, listener)
-    if key is None:
-        click.echo(
-            f"Event Router is at {url}  (clients: {url.replace('http', 'ws', 1)}/ws/project/<project>)", err=True
-        )
-    else:
-        token = make_token(key, "backend", PROJECT)
-        me = Path(sys.argv[0]).absolute()
-        command = f"{me.parent.parent.name}/bin/router" if me.parent.parent.parent == Path.cwd() else "router"
-        click.echo(
-            f"Event Router is at {url}/\n\n"
-            "Open it, and in another terminal publish to it:\n\n"
-            f"  export ROUTER_URL={url} ROUTER_TOKEN={token}\n"
-            f"  {command} publish {PROJECT} step_progress step_id=s1 progress=0.5\n"
-            f"  {command} tail {PROJECT}\n\n"
-            "Ctrl-C ends it.",
-        )
+    chosen = msgspec.structs.replace(chosen, jwt_key=key, jwt_algorithms=("HS256",), drain=0.0, log_level=quiet)
+    if count == 1:
+        app = _dev_app(chosen, key)
+        listener = listen(chosen.host, chosen.port)
+        click.echo(_invitation([address(listener, chosen.host)], key))
         sys.stdout.flush()
-    with suppress(KeyboardInterrupt):  # Ctrl-C is how one ends it, not an error
-        serve(app, listener, max_message=chosen.limit_message, drain=chosen.drain)
+        _serve(chosen, app, listener)
+        return
+    if chosen.port and chosen.port + count > 65536:
+        raise SetupError(f"{count} nodes need {count} ports from {chosen.port} on, and the last there is is 65535")
+    journal.configure(chosen.log_level)
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
+        ports = [chosen.port and chosen.port + index for index in range(count)]
+        listeners = [stack.enter_context(listen(chosen.host, port)) for port in ports]
+        nodes = [Node(chosen.host, listener) for listener in listeners]
+        urls = [node.url for node in nodes]
+        broker = next(row.value for row in shown if row.name == "broker")  # its password hidden
+        if chosen.broker.startswith("memory:"):
+            broker = stack.enter_context(run_redis())
+            chosen = msgspec.structs.replace(chosen, broker=broker)
+
+        def ready() -> None:
+            click.echo(_invitation(urls, key, broker))
+            sys.stdout.flush()
+
+        supervise(nodes, partial(_dev_node, chosen, key, urls), ready)
+
+
+def _dev_app(chosen: settings.Settings, key: str, nodes: Sequence[str] = ()) -> Litestar:
+    """The application of one node of `router dev`; `nodes` are the URLs of all, when there are several."""
+    logging.getLogger("router.plugin").setLevel(logging.DEBUG)  # tracebacks, for whoever writes one right now
+    journal.configure(chosen.log_level)
+    router = application.create_router(chosen, application.build_catalog(chosen))
+    origins = origins_of(nodes)
+    chosen = msgspec.structs.replace(chosen, allowed_origins=(*chosen.allowed_origins, *origins))
+    cors = CORSConfig(allow_origins=origins) if origins else None
+    return application.create_app(chosen, router=router, handlers=demo_routes(router, key, nodes), cors=cors)
+
+
+def _dev_node(chosen: settings.Settings, key: str, nodes: Sequence[str], listener: socket) -> None:
+    """All that a process does that is one node of several."""
+    with _told():
+        _serve(chosen, _dev_app(chosen, key, nodes), listener)
+
+
+def _invitation(urls: Sequence[str], key: str, broker: str = "") -> str:
+    """What `router dev` says: where it is and what to paste."""
+    token = make_token(key, "backend", PROJECT)
+    me = Path(sys.argv[0]).absolute()
+    command = f"{me.parent.parent.name}/bin/router" if me.parent.parent.parent == Path.cwd() else "router"
+    where = " and ".join(f"{url}/" for url in urls) + (broker and f", with {broker} between them")
+    return (
+        f"Event Router is at {where}\n\n"
+        "Open it, and in another terminal publish to it:\n\n"
+        f"  export ROUTER_URL={urls[0]} ROUTER_TOKEN={token}\n"
+        f"  {command} publish {PROJECT} step_progress step_id=s1 progress=0.5\n"
+        f"  {command} tail {PROJECT}\n\n"
+        "Ctrl-C ends it."
+    )
 
 
 @cli.command("plugins")
@@ -323,14 +366,21 @@ def tail(project: str, since: str | None, url: str, token: str) -> None:
         return
 
 
-def main() -> None:
-    """Run the command; what is the user's to correct is told in one sentence."""
+@contextmanager
+def _told() -> Iterator[None]:
+    """What is the user's to correct is told in one sentence, and ends the process."""
     try:
-        cli(standalone_mode=True)
+        yield
     except RouterError as error:
         message = getattr(error, "message", None) or str(error)
         click.echo(f"router: {message}", err=True)
         sys.exit(2)
+
+
+def main() -> None:
+    """Run the command."""
+    with _told():
+        cli(standalone_mode=True)
 
 
 if __name__ == "__main__":

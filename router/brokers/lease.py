@@ -216,7 +216,7 @@ class Lease:
             raise Unavailable("the lease ended while it was written down", retry_after=1.0)
         if epoch == self._epoch:  # else the server has forgotten everybody, and nobody was told as left
             self.returned |= unknown
-        if self._epoch:
+        if self._epoch and entries:
             text = "what the broker knows of this node was in doubt: %d entries were written down anew"
             log.warning(text, len(entries), extra={"event": "lease_renewed"})
         self.id, self._epoch = id_, epoch

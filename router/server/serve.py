@@ -11,7 +11,7 @@ from uvicorn.supervisors import Multiprocess
 
 from router.errors import SetupError
 
-__all__ = ["listen", "serve", "serve_workers"]
+__all__ = ["address", "listen", "serve", "serve_workers"]
 
 SEND_BUFFER = 256 * 1024
 """Kernel bytes for one client. Left to itself Linux grows it to megabytes for a client that stops reading."""
@@ -33,6 +33,12 @@ def listen(host: str, port: int) -> socket.socket:
     server.listen(4096)
     server.set_inheritable(True)
     return server
+
+
+def address(listener: socket.socket, host: str) -> str:
+    """The URL of what `listen` made for `host`."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"
 
 
 def config(app: Any, *, max_message: int, drain: float) -> uvicorn.Config:

@@ -2,12 +2,11 @@
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.journeys.chromium import Browser, Page, find_chromium
+from tests.journeys.chromium import Browser, Page
 
 pytestmark = pytest.mark.browser
 
@@ -20,15 +19,9 @@ RUN = 30.0
 
 
 @pytest.fixture
-async def page(dev_server: str) -> AsyncIterator[Page]:
+async def page(chromium: str, dev_server: str) -> AsyncIterator[Page]:
     """The demo page, with both viewers connected."""
-    binary = find_chromium()
-    if binary is None:
-        missing = "there is no Chromium on this machine, so the browser journeys are NOT tested"
-        if os.environ.get("ROUTER_TEST_NO_SKIP"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    async with Browser(binary) as browser, browser.page(dev_server) as page:
+    async with Browser(chromium) as browser, browser.page(dev_server) as page:
         await page.until(both("[data-state=open]"))
         yield page
 

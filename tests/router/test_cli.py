@@ -236,6 +236,29 @@ def test_dev_refuses_to_be_reached_from_elsewhere(run, host):
     assert refused(run("dev", "--port", "0", host=host)) == said
 
 
+def test_dev_tells_when_there_are_not_enough_ports_for_its_nodes(run):
+    said = refused(run("dev", "--port", "65535", "--nodes", "2"))
+    assert said == "2 nodes need 2 ports from 65535 on, and the last there is is 65535"
+
+
+def test_dev_tells_of_a_port_that_one_of_its_nodes_would_need(run):
+    with listen("127.0.0.1", 0) as other:
+        port = other.getsockname()[1]
+        said = refused(run("dev", "--port", str(port - 1), "--nodes", "2"))
+    assert "cannot listen on 127.0.0.1:" in said
+
+
+async def test_what_keeps_all_nodes_from_starting_is_told_once():
+    async with process(
+        "dev", "--nodes", "2", "--port", "0", broker="redis://127.0.0.1:1", permissions="sys:path"
+    ) as dev:
+        out, err = await dev.communicate()
+    why, which = err.decode().splitlines()
+    assert (dev.returncode, out) == (2, b"")
+    assert why == "router: `permissions` names `sys:path`, which cannot be called"
+    assert re.fullmatch(r"router: the node at http://127\.0\.0\.1:\d+ did not start", which)
+
+
 def test_a_log_level_that_is_none_is_told(run):
     assert "log_level" in refused(run("serve", "--port", "0", jwt_key=KEY, log_level="loud"))
 

@@ -22,7 +22,8 @@
  * @property {string} project  the project's id
  * @property {string | (() => string | Promise<string>)} token  a JWT, or what fetches one: only a function lets the
  *   connection outlive its first token
- * @property {string} [url]  `wss://host`; without it, the page's own host
+ * @property {string | (() => string | Promise<string>)} [url]  `wss://host`, or what chooses one for each attempt;
+ *   without it, the page's own host
  * @property {0 | string} [since]  0: begin with all that history has. A string: where an earlier client's `since` ended
  * @property {typeof WebSocket} [WebSocket]
  * @property {any} [window]  where `online` and `visibilitychange` are heard
@@ -205,7 +206,9 @@ export class RouterClient {
     try {
       const token = await this.#validToken();
       if (life !== this.#life) return;
-      const { url, project, WebSocket } = this.#options;
+      const { url: given, project, WebSocket } = this.#options;
+      const url = typeof given === "function" ? await given() : given;
+      if (life !== this.#life) return;
       const since = this.since;
       const address = `${url.replace(/^http/, "ws").replace(/\/$/, "")}/ws/project/${encodeURIComponent(project)}`;
       const socket = new WebSocket(since ? `${address}?since=${encodeURIComponent(since)}` : address, ["router.v1", `bearer.${token}`]);

@@ -62,9 +62,30 @@ function show(list, items, make, update) {
 
 const capital = (/** @type {string} */ name) => name.charAt(0).toUpperCase() + name.slice(1);
 
-/** @param {string} user */
-async function fetchToken(user) {
-  const answer = await fetch(`/demo/token?user=${encodeURIComponent(user)}`);
+/** Where the router is: this page's own host, or all nodes of several. @type {string[]} */
+const { nodes } = await (await fetch("/demo/nodes")).json();
+const several = nodes.length > 1;
+const NODES = several ? nodes : [location.origin];
+const host = (/** @type {string} */ node) => new URL(node).host;
+
+/** Ask a node; while one does not answer, the next. @param {string} node @param {string} path @param {RequestInit} [options] */
+async function ask(node, path, options) {
+  const first = NODES.indexOf(node);
+  const others = [...NODES.slice(first + 1), ...NODES.slice(0, first)];
+  try {
+    return await fetch(node + path, options);
+  } catch (error) {
+    for (const other of others) {
+      const answer = await fetch(other + path, options).catch(() => undefined);
+      if (answer) return answer;
+    }
+    throw error;
+  }
+}
+
+/** @param {string} node @param {string} user */
+async function fetchToken(node, user) {
+  const answer = await ask(node, `/demo/token?user=${encodeURIComponent(user)}`);
   if (!answer.ok) throw new Error(`no token: HTTP ${answer.status}`);
   return (await answer.json()).token;
 }
@@ -95,19 +116,24 @@ class Viewer {
   #token = "";
   #cable = new Cable();
   #count = 0;
+  /** The node that it was welcome at last. */
+  #home = "";
 
-  /** @param {string} user */
-  constructor(user) {
+  /** @param {string} user @param {string} node */
+  constructor(user, node) {
     this.user = user;
+    this.node = node;
     this.pane = find("[data-viewer-template]").content.firstElementChild.cloneNode(true);
     this.pane.dataset.viewer = user;
+    find("[data-node]", this.pane).textContent = host(node);
     find("[data-name]", this.pane).textContent = capital(user);
     find("[data-avatar]", this.pane).textContent = capital(user).charAt(0);
     find("[data-viewers]").append(this.pane);
 
     this.client = new RouterClient({
       project: PROJECT,
-      token: async () => (this.#token = await fetchToken(user)),
+      url: () => this.node,
+      token: async () => (this.#token = await fetchToken(this.node, user)),
       since: 0, // so that a page that was just loaded shows what is going on
       WebSocket: this.#cable.WebSocket,
     });
@@ -119,9 +145,20 @@ class Viewer {
       if (!topic) this.toast("warning", "What was missed is gone", `${reason}: this pane begins anew.`);
     });
     this.client.on("error", ({ message }) => this.toast("alert", "Declined", message));
-    this.client.on("state", ({ state, reason }) => state === "closed" && this.toast("alert", "Connection closed", reason));
-    this.client.on("welcome", () => void this.#whoIsHere());
+    this.client.on("state", ({ state, reason }) => {
+      if (state === "closed") this.toast("alert", "Connection closed", reason);
+      if (state === "waiting" && this.#cable.plugged) this.#moveOn();
+    });
+    this.client.on("welcome", ({ recovered }) => {
+      if (this.#home && this.#home !== this.node && recovered) {
+        this.toast("info", `Moved to ${host(this.node)}`, "Nothing was missed.");
+      }
+      this.#home = this.node;
+      void this.#whoIsHere();
+    });
 
+    find("[data-where]", this.pane).hidden = !several;
+    find("[data-stop]", this.pane).onclick = () => this.#stop();
     find("[data-drop]", this.pane).onclick = () => this.#drop();
     find("[data-say]", this.pane).onsubmit = (/** @type {SubmitEvent} */ event) => this.#say(event);
     this.client.connect();
@@ -129,7 +166,23 @@ class Viewer {
 
   /** The token of this person, for HTTP. */
   async bearer() {
-    return { Authorization: `Bearer ${this.#token || (await fetchToken(this.user))}` };
+    return { Authorization: `Bearer ${this.#token || (await fetchToken(this.node, this.user))}` };
+  }
+
+  /** The node is lost: try the next one. */
+  #moveOn() {
+    this.node = NODES[(NODES.indexOf(this.node) + 1) % NODES.length];
+    find("[data-node]", this.pane).textContent = host(this.node);
+  }
+
+  /** End the node that this viewer is on. */
+  async #stop() {
+    try {
+      const answer = await fetch(`${this.node}/demo/stop`, { method: "POST" });
+      if (!answer.ok) this.toast("alert", "The node was not stopped", `HTTP ${answer.status}`);
+    } catch {
+      this.toast("alert", "The node was not stopped", "It does not answer.");
+    }
   }
 
   async #whoIsHere() {
@@ -139,7 +192,7 @@ class Viewer {
     const types = ["presence_joined", "presence_left"];
     const stops = types.map((type) => this.client.on(type, (event) => meanwhile.push(event)));
     try {
-      const answer = await fetch(`/projects/${PROJECT}/presence`, { headers: await this.bearer() });
+      const answer = await ask(this.node, `/projects/${PROJECT}/presence`, { headers: await this.bearer() });
       if (!answer.ok) return;
       const { users } = await answer.json();
       const people = users.map((/** @type {any} */ { user_id }) => user_id).sort();
@@ -173,6 +226,7 @@ class Viewer {
     const pill = find("[data-state]", this.pane);
     set(pill, "textContent", connection);
     pill.dataset.state = connection;
+    set(find("[data-stop]", this.pane), "disabled", connection !== "open");
 
     show(
       find("[data-people]", this.pane),
@@ -275,14 +329,19 @@ function updateMessage(row, { content, streaming }) {
 
 // The two of them, and what a backend would do
 
-const viewers = VIEWERS.map((user) => new Viewer(user));
+const viewers = VIEWERS.map((user, index) => new Viewer(user, NODES[index % NODES.length]));
+find("[data-several]").hidden = !several;
+find("[data-single]").hidden = several;
 
 const run = find("[data-run]");
 run.onclick = async () => {
   run.disabled = true;
   try {
-    const answer = await fetch("/demo/run", { method: "POST" });
-    if (!answer.ok) viewers[0].toast("alert", "The project did not run", `HTTP ${answer.status}`);
+    // All nodes run it, and publish each event under the same id: the run goes on as long as one of them does.
+    const path = `/demo/run?name=${crypto.randomUUID()}`;
+    const answers = await Promise.allSettled(NODES.map((node) => fetch(node + path, { method: "POST" })));
+    const runs = answers.some((answer) => answer.status === "fulfilled" && answer.value.ok);
+    if (!runs) viewers[0].toast("alert", "The project did not run", "No node took it.");
   } finally {
     run.disabled = false;
   }
@@ -311,7 +370,8 @@ form.onsubmit = async (/** @type {SubmitEvent} */ submit) => {
     return tell(false, `not JSON: ${/** @type {Error} */ (error).message}`);
   }
   const headers = { ...(await viewers[0].bearer()), "Content-Type": "application/json" };
-  const answer = await fetch(`/projects/${PROJECT}/events`, { method: "POST", headers, body: form.event.value });
+  const path = `/projects/${PROJECT}/events`;
+  const answer = await ask(viewers[0].node, path, { method: "POST", headers, body: form.event.value });
   const said = await answer.json();
   if (answer.ok) tell(true, `${answer.status} · seq ${said.seq.join(", ")}`);
   else tell(false, `${answer.status} · ${said.title}${said.detail ? `: ${said.detail}` : ""}`);

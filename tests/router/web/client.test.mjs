@@ -180,6 +180,36 @@ describe("connecting", () => {
     assert.equal(server.last().url, "wss://router.test/ws/project/p1");
   });
 
+  it("asks a function for the address at each attempt, so that it may come back to another server", async () => {
+    const servers = ["ws://one.test", "https://two.test"];
+    await connected({ url: async () => servers.shift() });
+    assert.equal(server.last().url, "ws://one.test/ws/project/p1");
+    const next = await comesBack();
+    assert.equal(new URL(next.url).origin, "wss://two.test");
+    assert.equal(next.since, "e1:10,user:u1:3,all:a1:0");
+  });
+
+  it("waits and asks again when no address could be told", async () => {
+    const { client, told } = makeClient({ url: () => assert.fail("all are down") });
+    client.connect();
+    await settled();
+    assert.equal(client.state, "waiting");
+    assert.match(told.at(-1).reason, /all are down/);
+    await clock.pass(60);
+    assert.ok(told.filter(({ state }) => state === "waiting").length > 2);
+    assert.equal(server.connections.length, 0);
+  });
+
+  it("stays closed when it was closed while the address was being chosen", async () => {
+    const { client, states } = makeClient({ url: () => new Promise((chosen) => clock.setTimeout(() => chosen("ws://router.test"), 1_000)) });
+    client.connect();
+    await settled();
+    client.close();
+    await clock.pass(60);
+    assert.equal(server.connections.length, 0);
+    assert.deepEqual(states(), ["connecting", "closed"]);
+  });
+
   it("says what is missing when there is neither a page nor a url", () => {
     assert.throws(() => new RouterClient({ project: "p1", token: "t" }), /`url` must say/);
   });
