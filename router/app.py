@@ -30,7 +30,7 @@ from router.settings import Settings
 from router.tracing import Tracing
 from router.upkeep import Upkeep
 
-__all__ = ["build_catalog", "create_app", "create_router", "worker_app"]
+__all__ = ["build_catalog", "create_app", "create_router", "reach_broker", "worker_app"]
 
 log = logging.getLogger("router")
 
@@ -177,6 +177,16 @@ def _redis_broker(settings: Settings, catalog: Catalog) -> Broker:
         lease=settings.lease,
         grace=settings.presence_grace,
     )
+
+
+async def reach_broker(settings: Settings) -> None:
+    """Raise `SetupError`, in a sentence, when there is no Redis where the settings say. A node would say it at length."""
+    if settings.broker.partition("://")[0] != "memory":
+        broker = _redis_broker(settings, Catalog([]))
+        try:
+            await broker.start(lambda _: None, lambda _topic, _position: None)
+        finally:
+            await broker.stop()
 
 
 def _audit_file(name: str) -> "FileIO | None":

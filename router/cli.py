@@ -68,6 +68,7 @@ def serve_command(file: Path | None, **arguments: Any) -> None:
     chosen, _ = _settings(file, **arguments)
     journal.configure(chosen.log_level)
     app = application.create_app(chosen)
+    asyncio.run(application.reach_broker(chosen))
     listener = listen(chosen.host, chosen.port)
     url = address(listener, chosen.host)
     if chosen.workers == 1:

@@ -398,3 +398,9 @@ async def test_dev_hands_out_a_token_that_works_as_its_text_says(dev_server):
     protocols: Any = ["router.v1"]
     async with connect(url, subprotocols=protocols, origin=dev_server) as client:
         assert json.loads(await client.recv())["type"] == "welcome"
+
+
+def test_a_redis_that_is_not_there_is_told_in_one_sentence(run):
+    said = refused(run("serve", "--port", "0", jwt_key=KEY, broker="redis://:secret@127.0.0.1:1"))
+    assert said.startswith("`broker` (ROUTER_BROKER): the broker cannot be reached")
+    assert "secret" not in said
