@@ -82,7 +82,6 @@ def create_router(settings: Settings, catalog: Catalog, *, tracing: Tracing | No
         ack_tries=settings.ack_tries,
         max_event=settings.limit_event,
         token_grace=settings.token_grace,
-        presence_grace=settings.presence_grace,
     )
     return Router(
         catalog,
@@ -152,7 +151,9 @@ def _broker(settings: Settings, catalog: Catalog) -> Broker:
             f"{settings.workers} workers cannot share the memory broker: people on different workers would not see each "
             "other's events; run one worker (`workers = 1`), or give them a Redis or Valkey (`broker = redis://...`)"
         )
-    return MemoryBroker(max_events=settings.history_events, max_age=settings.history_seconds)
+    return MemoryBroker(
+        max_events=settings.history_events, max_age=settings.history_seconds, grace=settings.presence_grace
+    )
 
 
 def _redis_broker(settings: Settings, catalog: Catalog) -> Broker:
@@ -162,7 +163,12 @@ def _redis_broker(settings: Settings, catalog: Catalog) -> Broker:
         raise SetupError("`broker` names a Redis, which needs the extra: pip install 'event-router[redis]'") from None
 
     return RedisBroker(
-        settings.broker, Dispatch(catalog).read, max_events=settings.history_events, max_age=settings.history_seconds
+        settings.broker,
+        Dispatch(catalog).read,
+        max_events=settings.history_events,
+        max_age=settings.history_seconds,
+        lease=settings.lease,
+        grace=settings.presence_grace,
     )
 
 

@@ -32,7 +32,7 @@ from router.middleware.permission import check_permission
 from router.middleware.rate import RateLimit
 from router.pacing import TokenBucket
 from router.pipeline import DELIVERED, Middleware, Pipeline
-from router.presence import Presence
+from router.presence import Presence, PresenceUpdate
 from router.receipt import Receipt, Receipts
 from router.recovery import Recovery, Since
 from router.room import Port
@@ -61,7 +61,6 @@ class Pace(Struct, frozen=True):
     ack_tries: int = 3
     max_event: int = MAX_EVENT
     token_grace: float = 25.0
-    presence_grace: float = 15.0
 
 
 class Router:
@@ -92,7 +91,7 @@ class Router:
         self.tracing = tracing or Tracing()
         self.dispatch = Dispatch(catalog, self.tracing, max_event=pace.max_event, wall=wall)
         self.hub = Hub(acknowledged_within=pace.ack_after, clock=clock)
-        self.presence = Presence(self._announce, clock, grace=pace.presence_grace)
+        self.presence = Presence(broker, self._announce)
         self.lapses = Lapses(wall)
         self.receipts = Receipts()
         self.auth = Auth(authenticate, wall, self._suspend, grace=pace.token_grace)
@@ -100,7 +99,7 @@ class Router:
         self._coalesce = Coalesce(
             clock, self._later, every=pace.broadcast_every, report=self._report, fault=self._merge_failed
         )
-        rate = RateLimit(clock, rate=pace.rate, burst=pace.burst)
+        rate = RateLimit(clock, rate=pace.rate, burst=pace.burst, spend=broker.spend)
         order: dict[str, Middleware] = {
             "auth": self.auth,
             "permission": check_permission,
@@ -284,6 +283,11 @@ class Router:
         """The end of the inbound leg."""
         if isinstance(envelope.event, wire.AuthRefresh):
             self._refreshed(envelope)
+            return
+        if isinstance(envelope.event, PresenceUpdate):
+            assert envelope.sender is not None
+            project = envelope.topic.removeprefix("project:")
+            await self.presence.update(project, envelope.sender.user, envelope.event.status)
             return
         plugin = self.catalog.plugin_of(envelope.event)
         context = HandlerContext(envelope, self.publish, self._reply, self._forward)

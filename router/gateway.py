@@ -192,8 +192,8 @@ class Gateway:
         router.metrics.opened(recovering=any(epoch for epoch, _ in (since or {}).values()))
         self._upkeep.add(session)
         recovered = await router.open(session, port, since, self._upkeep.ping_every)
-        socket.present = True  # counted from here on, also should telling the others fail
         await router.presence.enter(session.project, session.user)
+        socket.present = True
         _log_connection("websocket_connected", session, recovered=recovered)
 
     async def _leave(self, socket: GatewaySocket, session: Session) -> None:
@@ -202,8 +202,6 @@ class Gateway:
         Written out rather than left to an AsyncExitStack, which costs 4 KB for each connection.
         """
         router = self._router
-        if socket.present:
-            router.presence.leave(session.project, session.user)
         self._upkeep.remove(session)
         try:
             await router.close(session)
@@ -213,7 +211,11 @@ class Gateway:
                 router.metrics.closed(seconds)
                 _log_connection("websocket_disconnected", session, code=socket.code, seconds=round(seconds, 3))
                 await socket.port.finish()
-            await router.broker.release(session.user, session.project)
+            try:
+                if socket.present:
+                    await router.presence.leave(session.project, session.user)
+            finally:
+                await router.broker.release(session.user, session.project)
 
     def _goodbye(self, session: Session) -> float:
         """At shutdown: tell `session` when to come back; returns in how many seconds to close it."""

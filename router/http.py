@@ -170,7 +170,7 @@ def routes(router: Router) -> list[Any]:
     async def presence(request: Request[Any, Any, Any], project: FromPath[str]) -> dict[str, list[Any]]:
         topics_of(project, "")
         await _need(router, request, "view", project)
-        return {"users": list(router.presence.people(project))}
+        return {"users": list(await router.presence.people(project))}
 
     @get("/healthz", media_type=MediaType.TEXT, summary="Whether the process lives")
     async def healthz() -> str:

@@ -1,13 +1,17 @@
-"""Who has a project open."""
+"""Tells a project's viewers who comes, who goes, and what they say of themselves."""
 
+from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta
 
-from router.event import Event, Now, Policy
+from router.brokers.base import Broker, Person
+from router.errors import Unavailable
+from router.event import Event, Latest, Now, Policy
 from router.plugin import Plugin
 
-__all__ = ["PLUGINS", "Person", "Presence", "PresenceJoined", "PresenceLeft"]
+__all__ = ["PLUGINS", "Presence", "PresenceJoined", "PresenceLeft", "PresenceUpdate", "PresenceUpdated"]
 
 
 class PresenceJoined(Event, frozen=True, tag="presence_joined"):
@@ -22,57 +26,96 @@ class PresenceLeft(Event, frozen=True, tag="presence_left"):
     user_id: str
 
 
-_SEEN_BY_VIEWERS = Policy(deliver=Now(by=("user_id",)), keep=False, plain=False, internal=True)
-PLUGINS = (Plugin(PresenceJoined, _SEEN_BY_VIEWERS), Plugin(PresenceLeft, _SEEN_BY_VIEWERS))
-
-
-class Person(Struct, frozen=True):
-    """Somebody who is here, and with how many connections: 0 within the grace, when they may be coming back."""
+class PresenceUpdated(Event, frozen=True, tag="presence_updated"):
+    """A person has more or fewer windows than before, or another status. No window: they may be coming back."""
 
     user_id: str
     connections: int
+    status: str = ""
+
+
+class PresenceUpdate(Event, frozen=True, tag="presence_update"):
+    """What a person says of themselves, such as "editing step s1"; empty for nothing. Forgotten when they leave."""
+
+    status: Annotated[str, Meta(max_length=200)]
+
+
+def _seen_by_viewers(deliver: Now | Latest, settles: tuple[type[Event], ...] = ()) -> Policy:
+    return Policy(deliver=deliver, settles=settles, keep=False, plain=False, internal=True)
+
+
+_BY_USER = ("user_id",)
+PLUGINS = (
+    Plugin(PresenceJoined, _seen_by_viewers(Now(by=_BY_USER))),
+    Plugin(PresenceLeft, _seen_by_viewers(Now(by=_BY_USER), settles=(PresenceUpdated,))),
+    Plugin(PresenceUpdated, _seen_by_viewers(Latest(by=_BY_USER))),
+    Plugin(PresenceUpdate, Policy(send="view", keep=False, plain=False, internal=True)),
+)
 
 
 class Presence:
-    """Counts connections of each person in each project. Says joined at the first, left a grace after the last.
+    """Announces what the broker counts: joined at a person's first connection, left a grace after the last one.
 
-    The grace (seconds) keeps a reload or a tunnel from looking like leaving and coming back.
+    The grace keeps a reload or a tunnel from looking like leaving and coming back. What cannot be announced because
+    the broker is away is announced when it is back.
     """
 
-    def __init__(
-        self, announce: Callable[[str, Event], Awaitable[object]], clock: Callable[[], float], *, grace: float = 15.0
-    ) -> None:
+    def __init__(self, broker: Broker, announce: Callable[[str, Event], Awaitable[object]]) -> None:
+        self._broker = broker
         self._announce = announce
-        self._clock = clock
-        self._grace = grace
-        self._here: dict[str, dict[str, int]] = {}
-        self._leaving: dict[tuple[str, str], float] = {}
+        self._untold: deque[tuple[str, Event]] = deque(maxlen=10_000)
 
-    def people(self, project: str) -> list[Person]:
-        """Who is here, by name."""
-        return [Person(user, count) for user, count in sorted(self._here.get(project, {}).items())]
+    async def people(self, project: str) -> list[Person]:
+        """Who is here, by name. Raises `Unavailable`."""
+        return await self._broker.people(project)
 
     async def enter(self, project: str, user: str) -> None:
-        """One more connection."""
-        people = self._here.setdefault(project, {})
-        people[user] = people.get(user, 0) + 1
-        if self._leaving.pop((project, user), None) is None and people[user] == 1:
-            await self._announce(project, PresenceJoined(user_id=user))
+        """One more connection. Raises `Unavailable`; then it does not count."""
+        arrived = await self._broker.enter(project, user)
+        try:
+            await self._tell(project, PresenceJoined(user_id=user) if arrived.joined else _updated(arrived.person))
+        except BaseException:
+            await self._broker.leave(project, user)
+            raise
 
-    def leave(self, project: str, user: str) -> None:
+    async def leave(self, project: str, user: str) -> None:
         """One connection less."""
-        people = self._here[project]
-        people[user] -= 1
-        if not people[user]:
-            self._leaving[project, user] = self._clock() + self._grace
+        person = await self._broker.leave(project, user)
+        if person is not None:
+            await self._tell(project, _updated(person))
+
+    async def update(self, project: str, user: str, status: str) -> None:
+        """Somebody has another status. Raises `Unavailable`."""
+        await self._tell(project, _updated(await self._broker.set_status(project, user, status)))
 
     async def tick(self) -> None:
-        """Announce those whose grace is over."""
-        now = self._clock()
-        for (project, user), when in list(self._leaving.items()):
-            if when <= now:
-                del self._leaving[project, user]
-                del self._here[project][user]
-                if not self._here[project]:
-                    del self._here[project]
-                await self._announce(project, PresenceLeft(user_id=user))
+        """Announce those whose grace is over, and what could not be announced before."""
+        late = list(self._untold)
+        self._untold.clear()
+        try:
+            late = [(project, event) for project, event in late if await self._still_so(project, event)]
+            late += [(project, PresenceJoined(user_id=user)) for project, user in await self._broker.returned()]
+            while late or (late := await self._departed()):
+                await self._announce(*late[0])
+                del late[0]
+        except Unavailable:
+            self._untold.extendleft(reversed(late))
+
+    async def _tell(self, project: str, event: Event) -> None:
+        try:
+            await self._announce(project, event)
+        except Unavailable:
+            self._untold.append((project, event))
+
+    async def _departed(self) -> list[tuple[str, Event]]:
+        return [(project, PresenceLeft(user_id=user)) for project, user in await self._broker.departed()]
+
+    async def _still_so(self, project: str, event: Event) -> bool:
+        """Whether what is told late is true: somebody who left may have come back."""
+        if not isinstance(event, PresenceLeft):
+            return True
+        return event.user_id not in {person.user_id for person in await self._broker.people(project)}
+
+
+def _updated(person: Person) -> PresenceUpdated:
+    return PresenceUpdated(user_id=person.user_id, connections=person.connections, status=person.status)

@@ -4,7 +4,7 @@ import asyncio
 import heapq
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import uniform
 
 from router import wire
@@ -51,6 +51,7 @@ class Upkeep:
         self._now = 0
         self._expiring: list[tuple[float, int, Session, bool, float]] = []
         self._count = 0
+        self._telling: asyncio.Task[None] | None = None
         router.on_refresh = self.expect_expiry
 
     def add(self, session: Session) -> None:
@@ -86,9 +87,14 @@ class Upkeep:
 
     async def run(self) -> None:
         """Tick every second until cancelled."""
-        while True:
-            await asyncio.sleep(1)
-            await self.tick()
+        try:
+            while True:
+                await asyncio.sleep(1)
+                await self.tick()
+        finally:
+            if self._telling is not None:
+                self._telling.cancel()
+                await asyncio.gather(self._telling, return_exceptions=True)
 
     async def tick(self) -> None:
         """One second's work. A part that fails is logged, and the others are done all the same."""
@@ -98,11 +104,11 @@ class Upkeep:
                 part()
             except Exception as error:
                 _failed(error)
-        for work in (self._redeliver, self._close_lapsed, self._router.presence.tick):
-            try:
-                await work()
-            except Exception as error:
-                _failed(error)
+        if self._telling is None or self._telling.done():
+            # By itself: it asks the broker, and pings do not wait for one that is away.
+            self._telling = asyncio.create_task(_attempt(self._router.presence.tick))
+        for work in (self._redeliver, self._close_lapsed):
+            await _attempt(work)
 
     def _ping(self) -> None:
         now = self._clock()
@@ -159,6 +165,13 @@ class Upkeep:
         for session, envelope in await router.hub.redeliver(self._clock(), router.pace.ack_tries):
             router.metrics.unacknowledged.inc()
             router.audit.unacknowledged(envelope, session.user, session.id)
+
+
+async def _attempt(work: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await work()
+    except Exception as error:
+        _failed(error)
 
 
 def _failed(error: Exception) -> None:

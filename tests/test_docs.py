@@ -37,6 +37,7 @@ from router.settings import Settings, load
 from tests.docs.blocks import DOCUMENTS, ENVIRONMENT, Block, blocks, check_command, commands
 from tests.docs.generate import PAGES, ROOT, plugins, regenerate
 from tests.docs.javascript import find_node
+from tests.valkey import Server, find_server
 
 REFERENCE = ROOT / "docs" / "reference"
 SYBIL = Sybil([PythonCodeBlockParser()])
@@ -224,7 +225,12 @@ def test_every_dependency_is_justified() -> None:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A router in a process of its own, and the environment of somebody who may do everything there."""
     said = tmp_path_factory.mktemp("served") / "stderr"
-    settings = {"ROUTER_JWT_KEY": KEY, "ROUTER_LOG_LEVEL": "WARNING", "ROUTER_DRAIN": "0"}
+    binary = find_server()
+    redis = None if binary is None else Server(binary)
+    broker = {} if redis is None else {"ROUTER_BROKER": redis.url}
+    if redis is not None:
+        redis.start()
+    settings = {"ROUTER_JWT_KEY": KEY, "ROUTER_LOG_LEVEL": "WARNING", "ROUTER_DRAIN": "0", **broker}
     command = [sys.executable, "-m", "router.cli", "serve", "--port", "0"]
     with said.open("w") as output:
         process = subprocess.Popen(command, stderr=output, env={**ENVIRONMENT, **settings}, cwd=ROOT)
@@ -237,10 +243,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         grants = {"*": ["view", "chat", "edit", "publish"]}
         now = int(time.time())
         token = jwt.encode({"sub": "backend", "iat": now, "exp": now + 3600, "projects": grants}, KEY)
-        yield {"ROUTER_URL": found[0], "ROUTER_TOKEN": token, "ROUTER_JWT_KEY": KEY}
+        yield {"ROUTER_URL": found[0], "ROUTER_TOKEN": token, "ROUTER_JWT_KEY": KEY, **broker}
     finally:
         process.terminate()
         process.wait(15)
+        if redis is not None:
+            redis.kill()
 
 
 @pytest.fixture
@@ -255,6 +263,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: dict[str, str]
 @every_document
 def test_python_on_a_page_runs_from_top_to_bottom(path: Path, here: Path) -> None:
     document = SYBIL.parse(path)
+    if "ROUTER_BROKER" in path.read_text(encoding="utf-8") and "ROUTER_BROKER" not in os.environ:
+        pytest.skip("there is no redis-server here: this page is NOT tried")
     document.namespace["__name__"] = "page"
     for example in document.examples():
         example.evaluate()

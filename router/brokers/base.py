@@ -12,6 +12,7 @@ from router.errors import Unavailable
 __all__ = [
     "NEVER_DONE",
     "Arrive",
+    "Arrived",
     "Bounds",
     "Broker",
     "Dead",
@@ -20,6 +21,7 @@ __all__ = [
     "Limits",
     "Lost",
     "Origin",
+    "Person",
     "Position",
     "Published",
     "Taken",
@@ -66,6 +68,23 @@ class Limits(Struct, frozen=True):
     system: int = 10_000
 
 
+class Person(Struct, frozen=True, omit_defaults=True):
+    """Somebody who has a project open, and with how many connections: 0 within the grace, when they may come back."""
+
+    user_id: str
+    connections: int
+    status: str = ""
+    """What they say of themselves, such as "editing step s1"."""
+
+
+class Arrived(Struct, frozen=True):
+    """What became of an `enter`."""
+
+    person: Person
+    joined: bool
+    """They were nowhere before: this is the first of maybe several windows."""
+
+
 class Broker(ABC):
     """Carries envelopes between nodes, numbers them and remembers the last of them.
 
@@ -107,11 +126,52 @@ class Broker(ABC):
 
     @abstractmethod
     async def claim(self, user: str, project: str, limits: Limits) -> str | None:
-        """Take a seat for one connection; returns which limit (`user`, `project`, `system`) stands against it."""
+        """Take a seat for one connection; returns which limit (`user`, `project`, `system`) stands against it.
+
+        Raises `Unavailable`; then none was taken.
+        """
 
     @abstractmethod
     async def release(self, user: str, project: str) -> None:
-        """Give the seat back."""
+        """Give the seat back. Also when the broker is away: it is free again as soon as it can be."""
+
+    @abstractmethod
+    async def enter(self, project: str, user: str) -> Arrived:
+        """One more connection of `user` is here. Call `leave` for it, unless this raised: `Unavailable`."""
+
+    @abstractmethod
+    async def leave(self, project: str, user: str) -> Person | None:
+        """One connection of `user` less; with the last one, the grace begins.
+
+        Returns who is left of them. None: the broker cannot tell now, and makes it good as soon as it can.
+        """
+
+    @abstractmethod
+    async def people(self, project: str) -> list[Person]:
+        """Who is here, by name, those within the grace included."""
+
+    @abstractmethod
+    async def set_status(self, project: str, user: str, status: str) -> Person:
+        """What `user` says of themselves. It is forgotten when they have left."""
+
+    @abstractmethod
+    async def departed(self) -> list[tuple[str, str]]:
+        """Project and user of some whose grace is over. Each is told to one node, which is to ask every second."""
+
+    @abstractmethod
+    async def returned(self) -> list[tuple[str, str]]:
+        """Project and user of some who are here, but may have been told as departed or not at all.
+
+        That is so when this node was cut off for long, or an answer was lost. Each is told once, to this node.
+        """
+
+    @abstractmethod
+    async def spend(self, user: str, cost: float, rate: float, burst: float) -> float:
+        """Take `cost` from what `user` may send on all nodes together: `burst` at once and `rate` a second.
+
+        Returns the seconds to wait, 0.0 when it passes. Never raises: who cannot be told of does pass. Each node has
+        to keep the same limit by itself as well, before it asks.
+        """
 
     @abstractmethod
     async def ready(self) -> bool:

@@ -7,7 +7,7 @@ from time import time
 
 from msgspec.structs import replace
 
-from router.brokers.base import Arrive, Broker, History, Limits, Lost, Position, Published
+from router.brokers.base import Arrive, Arrived, Broker, History, Limits, Lost, Person, Position, Published
 from router.brokers.queue import MemoryInbox
 from router.envelope import Envelope
 
@@ -50,11 +50,58 @@ class _Topic:
             self.ids.pop(old.message_id, None)
 
 
+class _Roster:
+    """Who has a project open. One who has gone stays, with no connections, until the grace (seconds) is over."""
+
+    def __init__(self, clock: Callable[[], float], grace: float) -> None:
+        self._clock = clock
+        self._grace = grace
+        self._here: dict[str, dict[str, Person]] = {}
+        self._leaving: dict[tuple[str, str], float] = {}
+
+    def people(self, project: str) -> list[Person]:
+        return [person for _, person in sorted(self._here.get(project, {}).items())]
+
+    def change(self, project: str, user: str, by: int) -> Person:
+        """`by` connections more."""
+        person = self._find(project, user)
+        person = replace(person, connections=person.connections + by)
+        self._here.setdefault(project, {})[user] = person
+        if person.connections:
+            self._leaving.pop((project, user), None)
+        else:
+            self._leaving[project, user] = self._clock() + self._grace
+        return person
+
+    def describe(self, project: str, user: str, status: str) -> Person:
+        person = replace(self._find(project, user), status=status)
+        if person.connections:
+            self._here[project][user] = person
+        return person
+
+    def knows(self, project: str, user: str) -> bool:
+        return user in self._here.get(project, {})
+
+    def departed(self) -> list[tuple[str, str]]:
+        now = self._clock()
+        gone = [who for who, when in self._leaving.items() if when <= now]
+        for project, user in gone:
+            del self._leaving[project, user]
+            del self._here[project][user]
+            if not self._here[project]:
+                del self._here[project]
+        return gone
+
+    def _find(self, project: str, user: str) -> Person:
+        return self._here.get(project, {}).get(user) or Person(user, 0)
+
+
 class MemoryBroker(Broker):
     """Keeps everything in this process. More than one process cannot share it; `router serve --workers` says so.
 
     `max_events`, `max_age` (seconds) and `max_bytes` bound each topic's history. A topic that nobody listens to and
-    nothing was published to for `forget` seconds is forgotten; its next event starts a new epoch.
+    nothing was published to for `forget` seconds is forgotten; its next event starts a new epoch. `grace`: seconds
+    that somebody who has gone is still here.
     """
 
     def __init__(
@@ -64,6 +111,7 @@ class MemoryBroker(Broker):
         max_age: float = 300.0,
         max_bytes: int = 16 * 1024 * 1024,
         forget: float = 3600.0,
+        grace: float = 15.0,
         clock: Callable[[], float] = time,
     ) -> None:
         self._max_events = max_events
@@ -78,6 +126,7 @@ class MemoryBroker(Broker):
         self._connections = 0
         self._users: Counter[str] = Counter()
         self._projects: Counter[str] = Counter()
+        self._roster = _Roster(clock, grace)
         self._arrive: Arrive | None = None
         self.inbox = MemoryInbox(clock=clock)
 
@@ -140,6 +189,28 @@ class MemoryBroker(Broker):
             counter[key] -= 1
             if counter[key] <= 0:
                 del counter[key]
+
+    async def enter(self, project: str, user: str) -> Arrived:
+        joined = not self._roster.knows(project, user)
+        return Arrived(self._roster.change(project, user, 1), joined=joined)
+
+    async def leave(self, project: str, user: str) -> Person | None:
+        return self._roster.change(project, user, -1)
+
+    async def people(self, project: str) -> list[Person]:
+        return self._roster.people(project)
+
+    async def set_status(self, project: str, user: str, status: str) -> Person:
+        return self._roster.describe(project, user, status)
+
+    async def departed(self) -> list[tuple[str, str]]:
+        return self._roster.departed()
+
+    async def returned(self) -> list[tuple[str, str]]:
+        return []
+
+    async def spend(self, user: str, cost: float, rate: float, burst: float) -> float:  # noqa: ARG002
+        return 0.0  # nobody is elsewhere
 
     def _topic(self, name: str) -> _Topic:
         topic = self._topics.get(name)

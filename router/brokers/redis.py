@@ -9,13 +9,16 @@ from secrets import token_hex
 from typing import TypeAlias
 
 from router.audience import Audience, Identity
-from router.brokers.base import Arrive, Broker, History, Limits, Lost, Position, Published
+from router.brokers.base import Arrive, Arrived, Broker, History, Limits, Lost, Person, Position, Published
 from router.brokers.continuity import Continuity, Remembered, Topic
-from router.brokers.layout import PREFIX, Header, decode_header, names_of, plain_channels, topic_of
+from router.brokers.layout import Header, decode_header, names_of, plain_channels, topic_of
+from router.brokers.lease import Lease
 from router.brokers.link import link_to
 from router.brokers.post import Post
+from router.brokers.rate import Rates
+from router.brokers.roster import Roster
 from router.brokers.script import AWAY, Scripts, away
-from router.brokers.seat import Seats
+from router.brokers.seat import Seats, node_channel
 from router.brokers.stream import RedisInbox
 from router.brokers.subscriber import Subscriber
 from router.envelope import Envelope
@@ -33,7 +36,8 @@ Read: TypeAlias = Callable[[bytes], tuple[Event, Policy]]
 class RedisBroker(Broker):
     """Carries envelopes between nodes through Redis (6.2 or newer) or Valkey: one server, Sentinel, or a cluster.
 
-    Joins the parts: `Post` publishes, `Subscriber` reads, `Continuity` sees that nothing is missing, `Seats` count.
+    Joins the parts: `Post` publishes, `Subscriber` reads, `Continuity` sees that nothing is missing; `Seats`,
+    `Roster` and `Rates` know who is here.
     Pub/sub may lose messages without a word, so every number is checked: a gap is filled from history, a
     connection that was lost has all its topics compared, and so does a clock.
     """
@@ -47,12 +51,16 @@ class RedisBroker(Broker):
         max_age: float = 300.0,
         forget: float = 24 * 3600.0,
         lease: float = 15.0,
+        grace: float = 15.0,
         linger: float = 30.0,
         check_every: float = 30.0,
         watch_every: float = 5.0,
         connections: int = 100,
     ) -> None:
-        """Times in seconds. `linger`: how long a topic that nobody here wants any more is still listened to."""
+        """Times in seconds. `linger`: how long a topic that nobody here wants any more is still listened to.
+
+        `lease`: how long what a killed node held still counts. `grace`: how long somebody who has gone is still here.
+        """
         self._url = url
         self._read = read
         self._max_age = max_age
@@ -66,7 +74,10 @@ class RedisBroker(Broker):
         self._post = Post(self._scripts, self._link.verb, max_events=max_events, max_age=max_age, forget=forget)
         self._subscriber = Subscriber(self._link, self._own_channel, self._take, self._missed)
         self._continuity = Continuity(self._remembered, self._renumber, self._deliver, self._tell_lost)
-        self._seats = Seats(self._redis, self._scripts, self._node, lease)
+        self._lease = Lease(self._scripts, self._node, lease, grace)
+        self._rates = Rates(self._scripts)
+        self._seats = Seats(self._lease, self._rates)
+        self._roster = Roster(self._redis, self._scripts, self._lease, self._node)
         self.inbox = RedisInbox(self._redis, self._scripts)
         self._tasks: list[asyncio.Task[None]] = []
         self._arrive: Arrive = lambda _: None
@@ -79,22 +90,23 @@ class RedisBroker(Broker):
         try:
             await self._redis.ping()
             await self._subscriber.start()
-            await self._seats.beat()
-        except AWAY as error:
+            await self._lease.beat()
+        except (Unavailable, *AWAY) as error:
             await self._link.close()
+            why = error if isinstance(error, Unavailable) else away(error)
             raise SetupError(
-                f"`broker` (ROUTER_BROKER): {away(error).message}; is it running, and is this its address?"
+                f"`broker` (ROUTER_BROKER): {why.message}; is it running, and is this its address?"
             ) from None
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(work()) for work in (self._seats.keep, self._keep_checking)]
+        self._tasks = [loop.create_task(work()) for work in (self._lease.keep, self._keep_checking)]
 
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._continuity.stop()
+        await self._lease.end()
         await self._scripts.close()
-        await self._seats.leave()
         await self._subscriber.stop()
         with contextlib.suppress(*AWAY):
             await self._link.close()
@@ -182,13 +194,17 @@ class RedisBroker(Broker):
         if topic is not None:
             epoch, number, rest = data.split(b" ", 2)
             self._continuity.take(topic, epoch.decode(), int(number), rest)
-        elif channel != self._own_channel:
+        elif channel == self._own_channel:
+            self._seats.tell(data)
+        else:
             self._take_plain(channel, data)
 
     def _missed(self, channel: str) -> None:
         topic = topic_of(channel)
         if topic is not None:
             self._continuity.fill(topic)
+        elif channel == self._own_channel:
+            self._seats.missed()
 
     def _deliver(self, topic: str, seq: int, rest: bytes) -> None:
         header, _, payload = rest.partition(b"\n")
@@ -239,6 +255,7 @@ class RedisBroker(Broker):
             await asyncio.sleep(self._watch_every)
             await self._subscriber.watch(2 * self._watch_every)
             await self._sweep()
+            self._seats.sweep()
             if time.monotonic() - checked_at >= self._check_every:
                 checked_at = time.monotonic()
                 await self.check()
@@ -256,7 +273,7 @@ class RedisBroker(Broker):
             answers = await pipeline.execute()
         return [None if epoch is None else Position(epoch.decode(), int(seq)) for epoch, seq in answers[::2]]
 
-    # -- seats
+    # -- who is here, and how many
 
     async def claim(self, user: str, project: str, limits: Limits) -> str | None:
         return await self._seats.claim(user, project, limits)
@@ -264,9 +281,30 @@ class RedisBroker(Broker):
     async def release(self, user: str, project: str) -> None:
         await self._seats.release(user, project)
 
+    async def enter(self, project: str, user: str) -> Arrived:
+        return await self._roster.enter(project, user)
+
+    async def leave(self, project: str, user: str) -> Person | None:
+        return await self._roster.leave(project, user)
+
+    async def people(self, project: str) -> list[Person]:
+        return await self._roster.people(project)
+
+    async def set_status(self, project: str, user: str, status: str) -> Person:
+        return await self._roster.set_status(project, user, status)
+
+    async def departed(self) -> list[tuple[str, str]]:
+        return await self._roster.departed()
+
+    async def returned(self) -> list[tuple[str, str]]:
+        return await self._roster.returned()
+
+    async def spend(self, user: str, cost: float, rate: float, burst: float) -> float:
+        return await self._rates.spend(user, cost, rate, burst)
+
     @property
     def _own_channel(self) -> str:
-        return f"{PREFIX}node:{self._node}"
+        return node_channel(self._node)
 
 
 def _text(flat: list[bytes]) -> bytes:

@@ -1,86 +1,69 @@
 """Seats for connections, counted over all nodes, that a killed node cannot keep."""
 
-import asyncio
-import contextlib
-from collections import Counter
-
-from redis.asyncio import Redis
-
 from router.brokers.base import Limits
 from router.brokers.layout import PREFIX
-from router.brokers.script import AWAY, Scripts
-from router.errors import Unavailable
+from router.brokers.lease import Lease, key
+from router.brokers.rate import Rates
 
-__all__ = ["Seats"]
+__all__ = ["Seats", "node_channel"]
 
-BASE = f"{PREFIX}{{limits}}"
-NODES = f"{BASE}:nodes"
-FORGET = 3600_000
-"""Milliseconds after which a node that is gone is not even remembered as gone."""
+
+def node_channel(node: str) -> str:
+    """A node's own channel: its probes, and what other nodes tell it."""
+    return f"{PREFIX}node:{node}"
 
 
 class Seats:
-    """This node's seats, held under a lease (seconds) that `keep` prolongs: one beat for all connections together.
+    """This node's seats, held under its lease: they count as long as it lasts.
 
-    When the lease runs out, other nodes stop counting this one's seats at once. A node that comes back after that
-    writes them anew.
+    Whoever takes one learns whether its user has seats on other nodes, and those nodes are told (`tell`): from then
+    on they share the user's rate.
     """
 
-    def __init__(self, redis: Redis, scripts: Scripts, node: str, lease: float) -> None:
-        self._redis = redis
-        self._scripts = scripts
-        self._node = node
+    def __init__(self, lease: Lease, rates: Rates) -> None:
         self._lease = lease
-        self._held: Counter[str] = Counter()
+        self._rates = rates
 
     async def claim(self, user: str, project: str, limits: Limits) -> str | None:
         """See `Broker.claim`."""
-        keys = _keys(user, project)
-        arguments = (self._node, limits.system, limits.user, limits.project)
-        answer = await self._scripts.call("claim", (NODES, *keys), arguments)
-        if answer == b"lease":
-            await self.beat()
-            answer = await self._scripts.call("claim", (NODES, *keys), arguments)
-        if answer:
-            return str(answer.decode())
-        self._held.update(keys)
+        entries = _entries(user, project)
+        arguments = (limits.system, limits.user, limits.project, user, node_channel(""))
+        full, elsewhere = await self._lease.take("claim", entries, tuple(map(key, entries)), arguments)
+        if full:
+            return str(full.decode())
+        if elsewhere:
+            self._rates.share(user)
         return None
 
     async def release(self, user: str, project: str) -> None:
-        """See `Broker.release`. While the server is away the lease does it."""
-        keys = _keys(user, project)
-        for key in keys:
-            self._held[key] -= 1
-            if self._held[key] <= 0:
-                del self._held[key]
-        with contextlib.suppress(Unavailable):
-            await self._scripts.call("release", keys, (self._node,))
+        """See `Broker.release`."""
+        entries = _entries(user, project)
+        await self._lease.give("release", entries, tuple(map(key, entries)), ())
+        if not self._has_seat(user):
+            self._rates.unshare(user)
 
-    async def keep(self) -> None:
-        """Prolong the lease for ever."""
-        while True:
-            await asyncio.sleep(self._lease / 3)
-            with contextlib.suppress(*AWAY):
-                await self.beat()
+    def tell(self, data: bytes) -> None:
+        """What another node said on our channel: `elsewhere <user>`, who has a seat there from now on."""
+        word, _, user = data.partition(b" ")
+        if word == b"elsewhere":
+            self._rates.share(user.decode())
 
-    async def beat(self) -> None:
-        """Prolong the lease once. The server's clock decides, whatever the nodes' clocks say."""
-        seconds, micros = await self._redis.time()
-        now = seconds * 1000 + micros // 1000
-        ends = await self._redis.zscore(NODES, self._node)
-        async with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.zadd(NODES, {self._node: now + int(self._lease * 1000)})
-            pipeline.zremrangebyscore(NODES, "-inf", now - FORGET)
-            if ends is None or ends < now:
-                for key, count in self._held.items():
-                    pipeline.hset(key, self._node, str(count))
-            await pipeline.execute()
+    def missed(self) -> None:
+        """What other nodes said may have been lost: any user may have a seat there."""
+        for entry in self._lease.held:
+            kind, _, user = entry.partition(":")
+            if kind == "user":
+                self._rates.share(user)
 
-    async def leave(self) -> None:
-        """Give up the lease, and with it all seats."""
-        with contextlib.suppress(*AWAY):
-            await self._redis.zrem(NODES, self._node)
+    def sweep(self) -> None:
+        """Forget users whose news came when their last seat here had just been given back."""
+        for user in self._rates.shared():
+            if not self._has_seat(user):
+                self._rates.unshare(user)
+
+    def _has_seat(self, user: str) -> bool:
+        return f"user:{user}" in self._lease.held
 
 
-def _keys(user: str, project: str) -> tuple[str, str, str]:
-    return f"{BASE}:all", f"{BASE}:user:{user}", f"{BASE}:project:{project}"
+def _entries(user: str, project: str) -> tuple[str, str, str]:
+    return "all", f"user:{user}", f"project:{project}"

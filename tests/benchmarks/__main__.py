@@ -6,12 +6,13 @@ import sys
 import time
 import traceback
 
+from tests.benchmarks.nodes import NODES
 from tests.benchmarks.report import HEAD_BESIDE, Figure, print_notes, print_table
 from tests.benchmarks.rooms import ROOMS
 from tests.benchmarks.scenarios import SCENARIOS, Bench
 from tests.benchmarks.toolchain import Unfit, prepare
 
-ALL = {**SCENARIOS, **ROOMS}
+ALL = {**SCENARIOS, **ROOMS, **NODES}
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from tests.benchmarks.toolchain import YARDSTICK
 
-__all__ = ["Server", "router", "token_for", "yardstick"]
+__all__ = ["Server", "connects", "free_port", "process", "router", "token_for", "yardstick"]
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = Path(__file__).parent / "plugins"
@@ -84,6 +84,7 @@ def router(core: int, settings: Mapping[str, str] | None = None) -> Iterator[Ser
             "ROUTER_LIMIT_RATE": "1000000000",
             **(settings or {}),
         }
+        key = environment["ROUTER_JWT_KEY"]
         with process(ROUTER_COMMAND, core, environment, lambda: answers(f"http://127.0.0.1:{port}/readyz")) as pid:
             path = f"/ws/project/bench?token={token_for(key, 'bench')}"
             handshake = ("--subprotocol", "router.v1", "--ready", '"welcome"')

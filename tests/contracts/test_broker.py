@@ -3,13 +3,13 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from msgspec.structs import replace
 
 from router import Event, Plugin, Policy
-from router.brokers.base import Broker, Limits
+from router.brokers.base import Arrived, Broker, Limits, Person
 from router.brokers.memory import MemoryBroker
 from router.brokers.redis import RedisBroker
 from router.testing import Clock, envelope
@@ -39,16 +39,30 @@ def read(payload: bytes):
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
-    arrived: list = []
-    if request.param == "memory":
-        made: Broker = MemoryBroker(max_events=10, max_age=60.0, clock=CLOCK)
-    else:
-        made = RedisBroker(request.getfixturevalue("redis_url"), read, max_events=10, max_age=60.0)
-    made.arrived = arrived
-    await made.start(arrived.append, lambda topic, position: arrived.append((topic, position)))
-    yield made
-    await made.stop()
+async def make(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Awaitable[Broker]]]:
+    """Makes brokers of a kind, and stops them."""
+    made: list[Broker] = []
+
+    async def make(**options) -> Broker:
+        arrived: list = []
+        if request.param == "memory":
+            broker: Broker = MemoryBroker(max_events=10, max_age=60.0, clock=CLOCK, **options)
+        else:
+            url = request.getfixturevalue("redis_url")
+            broker = RedisBroker(url, read, max_events=10, max_age=60.0, **options)
+        broker.arrived = arrived
+        await broker.start(arrived.append, lambda topic, position: arrived.append((topic, position)))
+        made.append(broker)
+        return broker
+
+    yield make
+    for broker in made:
+        await broker.stop()
+
+
+@pytest.fixture
+async def broker(make) -> Broker:
+    return await make()
 
 
 async def arrived(broker, count):
@@ -141,3 +155,76 @@ async def test_seats_are_counted_by_user_project_and_in_all(broker):
         assert await broker.claim(user, project, limits) == full
     await broker.release("ada", "p")
     assert await broker.claim("dee", "p", limits) is None
+
+
+# -- people
+
+
+async def test_who_was_nowhere_before_has_joined(broker):
+    assert await broker.enter("p", "ada") == Arrived(Person("ada", 1), joined=True)
+    assert await broker.enter("p", "ada") == Arrived(Person("ada", 2), joined=False)
+    assert await broker.enter("q", "ada") == Arrived(Person("ada", 1), joined=True)
+    assert await broker.enter("p", "bob of p") == Arrived(Person("bob of p", 1), joined=True)
+    assert await broker.people("p") == [Person("ada", 2), Person("bob of p", 1)]
+    assert await broker.people("nobody's") == []
+
+
+async def test_whoever_comes_back_within_the_grace_had_never_left(make):
+    broker = await make(grace=60.0)
+    await broker.enter("p", "ada")
+    assert await broker.leave("p", "ada") == Person("ada", 0)
+    assert await broker.people("p") == [Person("ada", 0)]
+    assert await broker.departed() == []
+    assert await broker.enter("p", "ada") == Arrived(Person("ada", 1), joined=False)
+    assert await broker.people("p") == [Person("ada", 1)]
+
+
+async def test_whose_grace_is_over_has_departed_and_is_told_once(make):
+    broker = await make(grace=0.0)
+    for user in ("ada", "ada", "bob of p"):
+        await broker.enter("p", user)
+    assert await broker.leave("p", "ada") == Person("ada", 1)
+    assert await broker.departed() == []
+    await broker.leave("p", "ada")
+    await broker.leave("p", "bob of p")
+    assert sorted(await broker.departed()) == [("p", "ada"), ("p", "bob of p")]
+    assert await broker.departed() == []
+    assert await broker.people("p") == []
+    assert (await broker.enter("p", "ada")).joined
+    assert await broker.returned() == []
+
+
+async def test_more_people_at_once_than_one_answer_holds_are_all_told(make):
+    broker = await make(grace=0.0)
+    for number in range(250):
+        await broker.enter("p", str(number))
+        await broker.leave("p", str(number))
+    told = []
+    while gone := await broker.departed():
+        told += gone
+    assert len(told) == len(set(told)) == 250
+
+
+async def test_a_status_is_seen_by_all_and_forgotten_when_its_person_has_left(make):
+    broker = await make(grace=0.0)
+    await broker.enter("p", "ada")
+    assert await broker.set_status("p", "ada", "editing") == Person("ada", 1, "editing")
+    assert await broker.people("p") == [Person("ada", 1, "editing")]
+    assert await broker.enter("p", "ada") == Arrived(Person("ada", 2, "editing"), joined=False)
+    assert await broker.set_status("p", "ada", "") == Person("ada", 2)
+    await broker.set_status("p", "ada", "back")
+    assert await broker.leave("p", "ada") == Person("ada", 1, "back")
+    await broker.leave("p", "ada")
+    await broker.departed()
+    assert await broker.enter("p", "ada") == Arrived(Person("ada", 1), joined=True)
+
+
+async def test_whoever_is_not_here_has_no_status(broker):
+    assert (await broker.set_status("p", "ada", "editing")).connections == 0
+    assert await broker.people("p") == []
+    assert (await broker.enter("p", "ada")).person.status == ""
+
+
+async def test_who_is_on_one_node_only_is_not_held_up_by_a_shared_budget(broker):
+    await broker.claim("ada", "p", Limits())
+    assert [await broker.spend("ada", 1.0, 10.0, 2.0) for _ in range(5)] == [0.0] * 5
