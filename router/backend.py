@@ -10,10 +10,13 @@ from opentelemetry import trace
 
 from router import presence, wire
 from router.audience import EVERYONE, Audience, user_topic
+from router.brokers.base import Dead
 from router.brokers.link import link_to
 from router.brokers.post import Post, published
 from router.brokers.script import BATCH, Scripts
+from router.brokers.stream import RedisInbox
 from router.catalog import Catalog, Found, discover
+from router.consumer import Consumer
 from router.dispatch import MAX_EVENT, Dispatch
 from router.errors import SetupError
 from router.event import Event
@@ -25,7 +28,7 @@ __all__ = ["Backend"]
 
 
 class Backend:
-    """Publishes typed events through Redis or Valkey: no HTTP, no token, and many events in one round trip.
+    """Publishes typed events through Redis or Valkey, many in one round trip, and takes what people send.
 
     Use it as an async context manager, one for the whole process. Events of one topic keep the order in which they
     were published. While Redis is away, publishes wait in order: at most `room` of them, each at most `patience`
@@ -53,10 +56,12 @@ class Backend:
         """
         if url.startswith("memory:"):
             raise SetupError("Backend needs a Redis: a router on memory:// is reached over HTTP, with `Publisher`")
-        self._dispatch = Dispatch(_catalog(plugins), _tracing(), max_event=max_event)
+        self._tracing = _tracing()
+        self._dispatch = Dispatch(_catalog(plugins), self._tracing, max_event=max_event)
         self._link = link_to(url)
         self._scripts = Scripts(self._link.redis, patience=patience, room=room, refresh=self._link.refresh)
         self._post = Post(self._scripts, self._link.verb, max_events=history_events, max_age=history_seconds)
+        self._inbox = RedisInbox(self._link.redis, self._scripts)
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,6 +110,46 @@ class Backend:
     ) -> list[int]:
         """Publish to everybody who is connected. Else as `publish`."""
         return await self._publish(EVERYONE, [(event, None) for event in events], message_id, traceparent)
+
+    # -- people to backend
+
+    def messages(
+        self,
+        *kinds: str,
+        group: str = "backend",
+        name: str | None = None,
+        idle: float = 60.0,
+        tries: int = 5,
+        ahead: int = 1,
+    ) -> Consumer:
+        """What people send of the types `kinds`, as their plugins forward it: `async for message in ...`.
+
+        Every `group` gets each message; within a group one of its consumers does. What a consumer that died had in
+        hand goes to another after `idle` seconds; what was handed out `tries` times without an acknowledgement is a
+        dead letter. A group that asks for the first time gets what is still there. `ahead`: see `Consumer`. While
+        Redis is away the iteration waits. Raises `BadMessage` for a type that no plugin has.
+        """
+        for kind in kinds:
+            self._dispatch.catalog.plugin(kind)
+        return Consumer(
+            self._inbox,
+            lambda payload: self._dispatch.read(payload)[0],
+            kinds,
+            group,
+            name=name,
+            idle=idle,
+            tries=tries,
+            ahead=ahead,
+            tracing=self._tracing,
+        )
+
+    async def dead_letters(self, kind: str, count: int = 100) -> list[Dead]:
+        """The oldest messages of a type that no consumer could deal with, and why."""
+        return await self._inbox.dead(kind, count)
+
+    async def revive(self, *dead: Dead) -> None:
+        """Hand dead letters out again, to the group that could not deal with them."""
+        await self._inbox.revive(*dead)
 
     async def _publish(
         self,

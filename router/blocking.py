@@ -3,16 +3,18 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from router.backend import Backend
+from router.brokers.base import Dead
+from router.consumer import Message
 from router.event import Event
 from router.publisher import Acknowledged, Publisher
 from router.tracing import current_traceparent
 
-__all__ = ["SyncBackend", "SyncPublisher"]
+__all__ = ["SyncBackend", "SyncMessage", "SyncPublisher"]
 
 T = TypeVar("T")
 S = TypeVar("S", Backend, Publisher)
@@ -126,6 +128,65 @@ class SyncBackend(_Sync[Backend]):
         loop, client = self._open()
         trace = traceparent or current_traceparent()
         return loop.wait(client.publish_to_all(*events, message_id=message_id, traceparent=trace))
+
+    def messages(self, *kinds: str, **options: Any) -> "Iterator[SyncMessage]":
+        """See `Backend.messages`. While the loop's body runs, the message is held by the thread behind it."""
+        loop, client = self._open()
+        consumer = aiter(client.messages(*kinds, **options))
+
+        async def following() -> Message | None:
+            return await anext(consumer, None)
+
+        try:
+            while (message := loop.wait(following())) is not None:
+                yield SyncMessage(message, loop)
+        finally:
+            loop.wait(consumer.aclose())
+
+    def dead_letters(self, kind: str, count: int = 100) -> list[Dead]:
+        """See `Backend.dead_letters`."""
+        loop, client = self._open()
+        return loop.wait(client.dead_letters(kind, count))
+
+    def revive(self, *dead: Dead) -> None:
+        """See `Backend.revive`."""
+        loop, client = self._open()
+        loop.wait(client.revive(*dead))
+
+
+class SyncMessage:
+    """`Message` for code that does not await: `with message:` acknowledges, or gives back where the block raises."""
+
+    def __init__(self, message: Message, loop: _Loop) -> None:
+        self._message = message
+        self._loop = loop
+        self.event: Any = message.event
+        self.project = message.project
+        self.user = message.user
+        self.session = message.session
+        self.at = message.at
+        self.id = message.id
+        self.tries = message.tries
+        self.traceparent = message.traceparent
+
+    def ack(self) -> None:
+        """See `Message.ack`."""
+        self._loop.wait(self._message.ack())
+
+    def give_back(self) -> None:
+        """See `Message.give_back`."""
+        self._loop.wait(self._message.give_back())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.ack()
+        else:
+            self.give_back()
 
 
 class SyncPublisher(_Sync[Publisher]):

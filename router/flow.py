@@ -16,6 +16,7 @@ from router import wire
 from router.audience import Audience, Identity, project_topic
 from router.brokers.base import Broker, Origin, Position, Published
 from router.catalog import Catalog, Found
+from router.census import Census
 from router.context import HandlerContext
 from router.dispatch import MAX_EVENT, Dispatch
 from router.envelope import Envelope
@@ -94,6 +95,7 @@ class Router:
         self.presence = Presence(broker, self._announce)
         self.lapses = Lapses(wall)
         self.receipts = Receipts()
+        self.census = Census(broker, self.receipts, self._expected)
         self.auth = Auth(authenticate, wall, self._suspend, grace=pace.token_grace)
         self.audit = Audit(audit, wall)
         self._coalesce = Coalesce(
@@ -123,7 +125,7 @@ class Router:
 
     async def start(self) -> None:
         """Connect the broker."""
-        await self.broker.start(self.arrive, self._lost)
+        await self.broker.start(self.arrive, self._lost, self.census.hear)
 
     async def stop(self) -> None:
         """Let what is under way finish, then let go of broker and audit log."""
@@ -165,20 +167,27 @@ class Router:
         message_id: str | None = None,
         traceparent: str | None = None,
     ) -> tuple[Published, Receipt]:
-        """Publish `event` as a critical one and wait, at most `within` seconds, until everybody here has acknowledged it."""
+        """Publish `event` as a critical one and wait, at most `within` seconds, until everybody has acknowledged it."""
         event, payload = wire.critical(event, payload, message_id or uuid4().hex)
         assert event.message_id is not None
-        self.receipts.open(audience.topic, event.message_id)
+        topic, id_ = audience.topic, event.message_id
+        grant = self.catalog.plugin_of(event).policy.receive
+        self.receipts.open(topic, id_)
         try:
+            self.census.watch(topic, id_)
             published = await self.publish(
                 audience, event, payload=payload, message_id=message_id, traceparent=traceparent
             )
+            expected = await self._expected(topic, grant) | await self.census.expected(topic, id_, grant, within)
         except BaseException:
-            self.receipts.drop(audience.topic, event.message_id)
+            self.receipts.drop(topic, id_)
             raise
-        await self._lanes.run(audience.topic, partial(self._flush, audience.topic))
-        expected = self.hub.users(audience.topic, self.catalog.plugin_of(event).policy.receive)
-        return published, await self.receipts.wait(audience.topic, event.message_id, expected, within)
+        return published, await self.receipts.wait(topic, id_, expected, within)
+
+    async def _expected(self, topic: str, grant: str) -> set[str]:
+        """Who here shall get an event of `topic` that was published before."""
+        await self._lanes.run(topic, partial(self._flush, topic))
+        return self.hub.users(topic, grant)
 
     def arrive(self, envelope: Envelope) -> None:
         """What the broker carries here: through the outbound leg, in its topic's turn."""

@@ -1,7 +1,7 @@
 """Who acknowledged a critical event, and who did not, for the publisher that wants to know."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
@@ -38,6 +38,7 @@ class Receipts:
     def __init__(self) -> None:
         self._open: dict[tuple[str, str], _Open] = {}
         self._recent: dict[tuple[str, str], set[str]] = {}
+        self._watchers: dict[tuple[str, str], Callable[[str], None]] = {}
 
     def open(self, topic: str, message_id: str) -> None:
         """From now on note who acknowledges `message_id`."""
@@ -53,10 +54,28 @@ class Receipts:
         key = (topic, message_id or "")
         if key in self._recent:
             self._recent[key].add(user)
+        if key in self._watchers:
+            self._watchers[key](user)
         receipt = self._open.get(key)
         if receipt is not None:
             receipt.done.add(user)
             receipt.look()
+
+    def watch(self, topic: str, message_id: str, tell: Callable[[str], None]) -> None:
+        """Somebody on another node waits for `message_id`: `tell` of everybody who acknowledges it here."""
+        self._watchers[topic, message_id] = tell
+        self._remember(topic, message_id, set())
+
+    def known(self, topic: str, message_id: str) -> set[str]:
+        """Who has acknowledged `message_id` here, as far as it was watched."""
+        return set(self._recent.get((topic, message_id), ()))
+
+    def _remember(self, topic: str, message_id: str, users: set[str]) -> None:
+        self._recent.setdefault((topic, message_id), set()).update(users)
+        if len(self._recent) > REMEMBERED:
+            oldest = next(iter(self._recent))
+            del self._recent[oldest]
+            self._watchers.pop(oldest, None)
 
     async def wait(self, topic: str, message_id: str, expected: Iterable[str], within: float) -> Receipt:
         """Wait until all `expected` users have acknowledged, at most `within` seconds, and close the receipt."""
@@ -71,7 +90,5 @@ class Receipts:
             pass  # the answer tells who is missing
         finally:
             self._open.pop((topic, message_id), None)
-            self._recent[topic, message_id] = receipt.done
-            if len(self._recent) > REMEMBERED:
-                del self._recent[next(iter(self._recent))]
+            self._remember(topic, message_id, receipt.done)
         return Receipt(sorted(receipt.done), sorted(receipt.expected - receipt.done))

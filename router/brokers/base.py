@@ -16,6 +16,7 @@ __all__ = [
     "Bounds",
     "Broker",
     "Dead",
+    "Hear",
     "History",
     "Inbox",
     "Limits",
@@ -33,6 +34,10 @@ Arrive: TypeAlias = Callable[[Envelope], None]
 
 Lost: TypeAlias = Callable[[str, "Position"], None]
 """Told that a topic's numbers do not join up with what arrived before: clients must reload, and go on from there."""
+
+
+Hear: TypeAlias = Callable[[bytes], None]
+"""Told what another node said, or this one itself to all."""
 
 
 class Position(Struct, frozen=True):
@@ -97,9 +102,15 @@ class Broker(ABC):
     inbox: "Inbox"
     """The other direction: what people send, on its way to backends."""
 
+    node: str = ""
+    """The name of this node among the others."""
+
     @abstractmethod
-    async def start(self, arrive: Arrive, lost: Lost) -> None:
-        """Connect. From now on `arrive` gets what is published to subscribed topics, and `lost` tells of breaks."""
+    async def start(self, arrive: Arrive, lost: Lost, hear: Hear = lambda _: None) -> None:
+        """Connect. From now on `arrive` gets what is published to subscribed topics, and `lost` tells of breaks.
+
+        `hear` gets what nodes `tell` each other.
+        """
 
     @abstractmethod
     async def stop(self) -> None:
@@ -172,6 +183,14 @@ class Broker(ABC):
         Returns the seconds to wait, 0.0 when it passes. Never raises: who cannot be told of does pass. Each node has
         to keep the same limit by itself as well, before it asks.
         """
+
+    @abstractmethod
+    def tell(self, note: bytes, node: str | None = None) -> None:
+        """Say something to one node, or to all. At most once, in order with what is published, without an answer."""
+
+    @abstractmethod
+    async def others(self) -> int:
+        """How many nodes there are besides this one. Raises `Unavailable`."""
 
     @abstractmethod
     async def ready(self) -> bool:

@@ -129,6 +129,11 @@ class Lease:
             self._under_way -= 1
             self._done += 1
 
+    async def others(self) -> int:
+        """How many other nodes have a lease that has not ended. Raises `Unavailable`."""
+        leases = await self._scripts.call("alive", (NODES,), ())
+        return len({lease.decode().rpartition(".")[0] for lease in leases} - {self._node})
+
     # -- holding
 
     async def keep(self) -> None:

@@ -7,7 +7,7 @@ from time import time
 
 from msgspec.structs import replace
 
-from router.brokers.base import Arrive, Arrived, Broker, History, Limits, Lost, Person, Position, Published
+from router.brokers.base import Arrive, Arrived, Broker, Hear, History, Limits, Lost, Person, Position, Published
 from router.brokers.queue import MemoryInbox
 from router.envelope import Envelope
 
@@ -130,11 +130,17 @@ class MemoryBroker(Broker):
         self._arrive: Arrive | None = None
         self.inbox = MemoryInbox(clock=clock)
 
-    async def start(self, arrive: Arrive, lost: Lost) -> None:  # noqa: ARG002  # nothing is ever lost on the way
-        self._arrive = arrive
+    async def start(self, arrive: Arrive, lost: Lost, hear: Hear = lambda _: None) -> None:  # noqa: ARG002
+        self._arrive = arrive  # nothing is ever lost on the way, and there is nobody to hear from
 
     async def stop(self) -> None:
         self._arrive = None
+
+    def tell(self, note: bytes, node: str | None = None) -> None:
+        """There is nobody."""
+
+    async def others(self) -> int:
+        return 0
 
     async def ready(self) -> bool:
         return self._arrive is not None

@@ -9,7 +9,7 @@ from secrets import token_hex
 from typing import TypeAlias
 
 from router.audience import Audience, Identity
-from router.brokers.base import Arrive, Arrived, Broker, History, Limits, Lost, Person, Position, Published
+from router.brokers.base import Arrive, Arrived, Broker, Hear, History, Limits, Lost, Person, Position, Published
 from router.brokers.continuity import Continuity, Remembered, Topic
 from router.brokers.layout import Header, decode_header, names_of, plain_channels, topic_of
 from router.brokers.lease import Lease
@@ -28,6 +28,9 @@ from router.event import Event, Policy
 __all__ = ["RedisBroker"]
 
 log = logging.getLogger("router")
+
+NODES = node_channel("all")
+"""The channel of all nodes."""
 
 Read: TypeAlias = Callable[[bytes], tuple[Event, Policy]]
 """An event that was published as JSON, and its type's policy. Raises `BadMessage` for a type this node lacks."""
@@ -67,29 +70,31 @@ class RedisBroker(Broker):
         self._linger = linger
         self._check_every = check_every
         self._watch_every = watch_every
-        self._node = token_hex(8)
+        self.node = token_hex(8)
         self._link = link_to(url, connections=connections)
         self._redis = self._link.redis
         self._scripts = Scripts(self._redis, refresh=self._link.refresh)
         self._post = Post(self._scripts, self._link.verb, max_events=max_events, max_age=max_age, forget=forget)
         self._subscriber = Subscriber(self._link, self._own_channel, self._take, self._missed)
         self._continuity = Continuity(self._remembered, self._renumber, self._deliver, self._tell_lost)
-        self._lease = Lease(self._scripts, self._node, lease, grace)
+        self._lease = Lease(self._scripts, self.node, lease, grace)
         self._rates = Rates(self._scripts)
         self._seats = Seats(self._lease, self._rates)
-        self._roster = Roster(self._redis, self._scripts, self._lease, self._node)
+        self._roster = Roster(self._redis, self._scripts, self._lease, self.node)
         self.inbox = RedisInbox(self._redis, self._scripts)
         self._tasks: list[asyncio.Task[None]] = []
         self._arrive: Arrive = lambda _: None
         self._lost: Lost = lambda _topic, _position: None
+        self._hear: Hear = lambda _: None
 
     # -- life
 
-    async def start(self, arrive: Arrive, lost: Lost) -> None:
-        self._arrive, self._lost = arrive, lost
+    async def start(self, arrive: Arrive, lost: Lost, hear: Hear = lambda _: None) -> None:
+        self._arrive, self._lost, self._hear = arrive, lost, hear
         try:
             await self._redis.ping()
             await self._subscriber.start()
+            await self._subscriber.subscribe([NODES])
             await self._lease.beat()
         except (Unavailable, *AWAY) as error:
             await self._link.close()
@@ -110,6 +115,15 @@ class RedisBroker(Broker):
         await self._subscriber.stop()
         with contextlib.suppress(*AWAY):
             await self._link.close()
+
+    def tell(self, note: bytes, node: str | None = None) -> None:
+        channel = NODES if node is None else node_channel(node)
+        with contextlib.suppress(Unavailable):
+            said = self._scripts.ask("tell", (channel,), (b"note " + note,))
+            said.add_done_callback(lambda done: done.cancelled() or done.exception())  # who hears it was to answer
+
+    async def others(self) -> int:
+        return await self._lease.others()
 
     async def ready(self) -> bool:
         try:
@@ -194,8 +208,12 @@ class RedisBroker(Broker):
         if topic is not None:
             epoch, number, rest = data.split(b" ", 2)
             self._continuity.take(topic, epoch.decode(), int(number), rest)
-        elif channel == self._own_channel:
-            self._seats.tell(data)
+        elif channel in (self._own_channel, NODES):
+            word, _, note = data.partition(b" ")
+            if word == b"note":
+                self._hear(note)
+            else:
+                self._seats.tell(data)
         else:
             self._take_plain(channel, data)
 
@@ -304,7 +322,7 @@ class RedisBroker(Broker):
 
     @property
     def _own_channel(self) -> str:
-        return node_channel(self._node)
+        return node_channel(self.node)
 
 
 def _text(flat: list[bytes]) -> bytes:

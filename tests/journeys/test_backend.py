@@ -9,6 +9,7 @@ import threading
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
+from plugins.chat import ChatMessage
 from plugins.notification import Notification
 from plugins.step import StepProgress, StepStarted
 from router.backend import Backend
@@ -152,6 +153,43 @@ async def test_code_that_does_not_await_publishes_too_from_many_threads(redis_ur
         found = await seen(client, "http")
         assert sorted(found[:4]) == list("abcd")
         assert found[4:] == ["last", "http"]
+
+
+async def test_what_people_send_is_taken_answered_and_acknowledged(redis_url):
+    async with run_node(broker=redis_url) as node, node.client() as client, Backend(redis_url) as backend:
+        await client.send({"type": "chat_message", "role": "user", "content": "What sells best?"})
+        async for message in backend.messages("chat_message", group="answers"):
+            async with message:
+                assert (message.project, message.user, message.event.content) == ("p1", "ada", "What sells best?")
+                await backend.publish(message.project, ChatMessage(role="assistant", content="Engines."))
+            break
+        seen = await client.events(lambda event: event.get("role") == "assistant")
+        assert [event["content"] for event in seen if event["type"] == "chat_message"] == [
+            "What sells best?",
+            "Engines.",
+        ]
+        with pytest.raises(BadMessage, match="no message type"):
+            backend.messages("nobody_knows")
+
+
+async def test_code_that_does_not_await_takes_messages_too(redis_url):
+    def work():
+        with SyncBackend(redis_url) as backend:
+            for message in backend.messages("chat_message", tries=1):
+                if message.event.content == "bad":
+                    with pytest.raises(ZeroDivisionError), message:
+                        1 / 0  # noqa: B018
+                    continue
+                with message:
+                    backend.publish(message.project, StepStarted(step_id=message.event.content))
+                break
+            return backend
+
+    async with run_node(broker=redis_url) as node, node.client() as client:
+        for content in ("bad", "good"):
+            await client.send({"type": "chat_message", "role": "user", "content": content})
+        await asyncio.to_thread(work)
+        assert await seen(client, "good") == ["good"]
 
 
 def test_it_works_after_a_fork(redis_url):

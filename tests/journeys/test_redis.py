@@ -179,3 +179,25 @@ async def test_a_server_that_holds_still_for_a_while_loses_nothing(own_server):
         own_server.thaw()
         assert await publishing == [2, 3, 4, 5, 6]
         assert await seen(there, "4") == list("01234")
+
+
+async def test_a_publisher_is_told_who_acknowledged_on_whatever_node(redis_url):
+    async with (
+        two_nodes(redis_url) as (one, two),
+        one.client(token=make_token("ada")) as ada,
+        two.client(token=make_token("grace")) as grace,
+        two.client(token=make_token("eve")),
+    ):
+        event = {"type": "step_completed", "step_id": "s", "result": {}, "requires_ack": True, "message_id": "m1"}
+
+        async def read_and_acknowledge(client):
+            await client.event("step_completed")
+            await client.send({"type": "ack", "message_id": "m1"})
+
+        async def publish():
+            token = make_token("backend", "*", ("publish",))
+            async with httpx.AsyncClient(base_url=one.url, headers={"Authorization": f"Bearer {token}"}) as http:
+                return (await http.post("/projects/p1/events?acknowledged=1", content=json.dumps(event))).json()
+
+        told, *_ = await asyncio.gather(publish(), read_and_acknowledge(ada), read_and_acknowledge(grace))
+        assert told == {"seq": [1], "acknowledged": ["ada", "grace"], "missing": ["eve"]}
