@@ -20,6 +20,11 @@ T = TypeVar("T")
 S = TypeVar("S", Backend, Publisher)
 
 
+_abandoned: list[object] = []
+"""What a fork brought along and the parent still uses. Were it collected here, its connections would be closed, and
+with them their places in the epoll set that parent and child share: the parent would hear nothing any more."""
+
+
 class _Loop:
     """An event loop in a thread of its own, for as long as it is not closed."""
 
@@ -71,6 +76,8 @@ class _Sync(Generic[S]):
             _, loop, client = made
             loop.wait(client.close())
             loop.close()
+        elif made is not None:
+            _abandoned.append(made)
 
     async def _connect(self) -> S:
         """Made in the loop that it will live in."""
@@ -79,6 +86,7 @@ class _Sync(Generic[S]):
     def _open(self) -> tuple[_Loop, S]:
         # A fork may have taken the lock along, held by a thread that is not there any more.
         if self._made is not None and self._made[0] != os.getpid():
+            _abandoned.append(self._made)
             self._lock, self._made = threading.Lock(), None
         with self._lock:
             if self._made is None:

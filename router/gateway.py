@@ -206,16 +206,22 @@ class Gateway:
         try:
             await router.close(session)
         finally:
-            if socket.port is not None:
-                seconds = time.monotonic() - socket.began
-                router.metrics.closed(seconds)
-                _log_connection("websocket_disconnected", session, code=socket.code, seconds=round(seconds, 3))
-                await socket.port.finish()
             try:
-                if socket.present:
-                    await router.presence.leave(session.project, session.user)
+                if socket.port is not None:
+                    seconds = time.monotonic() - socket.began
+                    router.metrics.closed(seconds)
+                    _log_connection("websocket_disconnected", session, code=socket.code, seconds=round(seconds, 3))
+                    await socket.port.finish()
             finally:
-                await router.broker.release(session.user, session.project)
+                await self._give_back(socket, session)
+
+    async def _give_back(self, socket: GatewaySocket, session: Session) -> None:
+        """What it took of what all nodes share."""
+        try:
+            if socket.present:
+                await self._router.presence.leave(session.project, session.user)
+        finally:
+            await self._router.broker.release(session.user, session.project)
 
     def _goodbye(self, session: Session) -> float:
         """At shutdown: tell `session` when to come back; returns in how many seconds to close it."""

@@ -35,7 +35,10 @@ class PresenceUpdated(Event, frozen=True, tag="presence_updated"):
 
 
 class PresenceUpdate(Event, frozen=True, tag="presence_update"):
-    """What a person says of themselves, such as "editing step s1"; empty for nothing. Forgotten when they leave."""
+    """What a person says of themselves, such as "editing step s1"; empty for nothing.
+
+    Viewers are told by `presence_updated`. It is forgotten when the person has left.
+    """
 
     status: Annotated[str, Meta(max_length=200)]
 

@@ -99,7 +99,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a plugin's handler may take."""
     presence_grace: Annotated[float, Meta(ge=0)] = 15.0
     """How long somebody is still here after the last connection closed."""
-    lease: Seconds = 15.0
+    lease: Annotated[float, Meta(ge=0.1)] = 15.0
     """How long the connections and people of a node that was killed still count on the others."""
     drain: Annotated[float, Meta(ge=0)] = 5.0
     """Over how long connections are closed at shutdown."""

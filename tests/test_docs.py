@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -37,7 +38,8 @@ from router.settings import Settings, load
 from tests.docs.blocks import DOCUMENTS, ENVIRONMENT, Block, blocks, check_command, commands
 from tests.docs.generate import PAGES, ROOT, plugins, regenerate
 from tests.docs.javascript import find_node
-from tests.valkey import Server, find_server
+from tests.servers import find_server, run_server
+from tests.servers.server import CHANNELS, COMMANDS, KEYS
 
 REFERENCE = ROOT / "docs" / "reference"
 SYBIL = Sybil([PythonCodeBlockParser()])
@@ -211,6 +213,12 @@ def test_every_decision_has_its_three_parts() -> None:
         assert titles == ["Context", "Decision", "Consequence"], path.name
 
 
+def test_the_redis_user_on_the_page_is_the_one_that_the_tests_let_the_router_be() -> None:
+    text = (REFERENCE / "redis.md").read_text(encoding="utf-8")
+    rule = " ".join([*KEYS, "resetchannels", *CHANNELS, *(f"+{command}" for command in COMMANDS)])
+    assert rule in text
+
+
 def test_every_dependency_is_justified() -> None:
     text = (ROOT / "docs" / "decisions" / "0001-dependencies.md").read_text(encoding="utf-8")
     for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.scripts]")[0].splitlines():
@@ -226,10 +234,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     """A router in a process of its own, and the environment of somebody who may do everything there."""
     said = tmp_path_factory.mktemp("served") / "stderr"
     binary = find_server()
-    redis = None if binary is None else Server(binary)
-    broker = {} if redis is None else {"ROUTER_BROKER": redis.url}
-    if redis is not None:
-        redis.start()
+    redis = ExitStack()
+    broker = {} if binary is None else {"ROUTER_BROKER": redis.enter_context(run_server(binary)).url}
     settings = {"ROUTER_JWT_KEY": KEY, "ROUTER_LOG_LEVEL": "WARNING", "ROUTER_DRAIN": "0", **broker}
     command = [sys.executable, "-m", "router.cli", "serve", "--port", "0"]
     with said.open("w") as output:
@@ -247,8 +253,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     finally:
         process.terminate()
         process.wait(15)
-        if redis is not None:
-            redis.kill()
+        redis.close()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ Remembered: TypeAlias = tuple[Position, list[Entry]]
 class Topic:
     """A topic that this node listens to: where it stands in it, and what came too early."""
 
-    __slots__ = ("ahead", "catching_up", "count", "epoch", "failed", "idle_since", "last", "ready", "seq")
+    __slots__ = ("ahead", "asked", "catching_up", "count", "epoch", "failed", "idle_since", "last", "ready", "seq")
 
     def __init__(self) -> None:
         self.count = 0
@@ -33,6 +33,8 @@ class Topic:
         self.last = 0
         """Hash of what came last: after a failover another event may have its number. 0: not known."""
         self.ahead: list[tuple[str, int, bytes]] = []
+        self.asked = 0
+        """How often it was to be compared with what the server remembers."""
         self.failed = False
         self.ready = asyncio.Event()
         """Its position is known."""
@@ -72,7 +74,7 @@ class Continuity:
         """Learn where `topic` stands; what arrives from then on counts from there."""
         position, _ = await self._remembered(name, None)
         topic.epoch, topic.seq = position.epoch, position.seq
-        if not self._caught_up(name, topic, 0):
+        if not self._caught_up(name, topic, 0, topic.asked):
             self.fill(name)
 
     def take(self, name: str, epoch: str, seq: int, rest: bytes) -> None:
@@ -102,9 +104,12 @@ class Continuity:
     def fill(self, name: str) -> None:
         """Have a topic compared with what the server remembers, and what is missing brought."""
         topic = self.topics.get(name)
-        if topic is None or not topic.ready.is_set() or name in self._filling:
+        if topic is None or not topic.ready.is_set():
             return
+        topic.asked += 1
         topic.catching_up = True
+        if name in self._filling:
+            return
         task = asyncio.get_running_loop().create_task(self._fill_until_done(name, topic))
         self._filling[name] = task
         task.add_done_callback(lambda _: self._filling.pop(name, None))
@@ -112,14 +117,14 @@ class Continuity:
     async def _fill_until_done(self, name: str, topic: Topic) -> None:
         pause = 0.05
         while self.topics.get(name) is topic:
-            old = len(topic.ahead)
+            old, asked = len(topic.ahead), topic.asked
             try:
                 await self._bring(name, topic)
             except (Unavailable, *AWAY):
                 await asyncio.sleep(uniform(pause / 2, pause))
                 pause = min(2.0, pause * 2)
             else:
-                if self._caught_up(name, topic, old):
+                if self._caught_up(name, topic, old, asked):
                     return
 
     async def _bring(self, name: str, topic: Topic) -> None:
@@ -139,15 +144,19 @@ class Continuity:
         for seq, rest in entries:
             self._accept(name, topic, (topic.epoch, seq, rest))
 
-    def _caught_up(self, name: str, topic: Topic, old: int) -> bool:
-        """Let through what arrived meanwhile; False when there is a gap again.
+    def _caught_up(self, name: str, topic: Topic, old: int, asked: int) -> bool:
+        """Let through what arrived meanwhile; False when there is a gap again, or history was `asked` for once more.
 
-        The first `old` of it came before history was read. What does not join up of that never will: it belongs to
-        an epoch that is over, or to a write that a failover lost.
+        The first `old` of it came before history was read, so history has it. If not, it belongs to an epoch that is
+        over, or to a write that a failover lost.
         """
+        if topic.asked != asked:
+            return False
         waiting, topic.ahead = topic.ahead, []
         for index, arrived in enumerate(waiting):
-            if not self._accept(name, topic, arrived) and index >= old:
+            if index < old and arrived[1]:
+                continue
+            if not self._accept(name, topic, arrived):
                 topic.ahead = waiting[index:]
                 return False
         topic.catching_up = False

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from secrets import token_hex
@@ -9,9 +10,11 @@ from typing import Any
 
 from router.brokers.layout import PREFIX
 from router.brokers.script import Scripts
-from router.errors import Unavailable
+from router.errors import Unavailable, place
 
 __all__ = ["LEAVING", "NODES", "Lease", "key"]
+
+log = logging.getLogger("router")
 
 CHUNK = 200
 """Entries that one script writes down, or clears away: about a millisecond of the server."""
@@ -143,8 +146,13 @@ class Lease:
                 async with asyncio.timeout(self._length / BEATS):
                     await self._left_behind.wait()
             self._left_behind.clear()
-            with contextlib.suppress(Unavailable):
+            try:
                 await self.beat()
+            except Unavailable:
+                pass  # told by whoever needs the broker for more than this
+            except Exception as error:  # a beat that fails must not be the last one
+                what = f"{type(error).__name__} at {place(error)}"
+                log.error("the lease could not be kept: %s", what, extra={"event": "lease_failed"})
 
     async def beat(self) -> None:
         """Prolong the lease, or take a new one if there is any doubt; clear away what others left behind.
@@ -208,6 +216,9 @@ class Lease:
             raise Unavailable("the lease ended while it was written down", retry_after=1.0)
         if epoch == self._epoch:  # else the server has forgotten everybody, and nobody was told as left
             self.returned |= unknown
+        if self._epoch:
+            text = "what the broker knows of this node was in doubt: %d entries were written down anew"
+            log.warning(text, len(entries), extra={"event": "lease_renewed"})
         self.id, self._epoch = id_, epoch
         self._left_behind.set()
 

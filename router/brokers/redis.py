@@ -97,7 +97,7 @@ class RedisBroker(Broker):
             await self._subscriber.subscribe([NODES])
             await self._lease.beat()
         except (Unavailable, *AWAY) as error:
-            await self._link.close()
+            await self.stop()
             why = error if isinstance(error, Unavailable) else away(error)
             raise SetupError(
                 f"`broker` (ROUTER_BROKER): {why.message}; is it running, and is this its address?"

@@ -1,5 +1,7 @@
 """Who has a project open, over all nodes, under the same leases as the seats."""
 
+import asyncio
+import time
 from typing import Any
 
 from router.brokers.base import Arrived, Person
@@ -9,6 +11,8 @@ from router.errors import Unavailable
 
 __all__ = ["Roster"]
 
+PATIENCE, PAUSE = 1.0, 0.05
+"""Seconds in which a read is tried again, and between two tries."""
 MOST = 100
 """People handed out at once."""
 REMEMBER = 600_000
@@ -48,17 +52,25 @@ class Roster:
         """See `Broker.people`."""
         here, statuses, _ = _keys(project)
         alive = set(await self._scripts.call("alive", (NODES,), ()))
-        try:
-            # Not in a script: a project may have ten thousand viewers, and nothing else runs during a script.
-            found, said = await self._redis.hgetall(here), await self._redis.hgetall(statuses)
-        except AWAY as error:
-            raise away(error) from None
+        found, said = await self._read(here), await self._read(statuses)
         connections: dict[bytes, int] = {}
         for field, count in found.items():
             lease, _, user = field.partition(b" ")
             connections[user] = connections.get(user, 0) + (int(count) if lease in alive else 0)
         people = [Person(user.decode(), count, said.get(user, b"").decode()) for user, count in connections.items()]
         return sorted(people, key=lambda person: person.user_id)
+
+    async def _read(self, name: str) -> dict[bytes, bytes]:
+        """A whole hash. Not by a script: one of ten thousand entries takes that four times as long."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                found: dict[bytes, bytes] = await self._redis.hgetall(name)
+                return found
+            except AWAY as error:  # also of a connection that died while nobody used it
+                if time.monotonic() >= until:
+                    raise away(error) from None
+                await asyncio.sleep(PAUSE)
 
     async def set_status(self, project: str, user: str, status: str) -> Person:
         """See `Broker.set_status`."""

@@ -16,8 +16,9 @@ from router.errors import Unavailable
 
 __all__ = ["AWAY", "BATCH", "Scripts", "away"]
 
-AWAY = (RedisError, OSError, asyncio.TimeoutError)
-"""What redis-py raises when the server is away, or cannot do its work."""
+AWAY = (RedisError, OSError, asyncio.TimeoutError, RuntimeError)
+"""What redis-py raises when the server is away, or cannot do its work. RuntimeError is uvloop's word for writing to a
+connection that was just cut; redis-py lets it through."""
 
 BATCH = 256
 """Calls in one round trip."""
@@ -28,9 +29,15 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 
 def away(error: BaseException) -> Unavailable:
-    """`error` of redis-py as ours. Its text may quote keys, so only its kind and the server's code are told."""
-    code = str(error).partition(" ")[0] if isinstance(error, ResponseError) else ""
+    """`error` of redis-py as ours. Its text may quote keys, so only its kind and the server's code are told.
+
+    What its user may not do is told in full: it is for whoever made that user.
+    """
+    text = str(error) if isinstance(error, ResponseError) else ""
+    code = text.partition(" ")[0]
     what = f"{type(error).__name__} {code}" if code.isupper() else type(error).__name__
+    if "permission" in text:
+        what = text
     return Unavailable(f"the broker cannot be reached: {what}", retry_after=1.0)
 
 

@@ -141,6 +141,7 @@ class _Line:
         self._task: asyncio.Task[None] | None = None
         self._late: set[asyncio.Task[None]] = set()
         self._told_away = False
+        self._ended = False
 
     def read(self) -> None:
         """Begin to read, once there is something to be read."""
@@ -149,12 +150,18 @@ class _Line:
 
     def end(self) -> None:
         """Stop reading, without waiting for the end: it may be the reader itself that asks."""
-        self.wanted.clear()
+        self._ended = True
+        connection = None if self._pubsub is None else self._pubsub.connection
+        if connection is not None:
+            self._late.add(task := asyncio.get_running_loop().create_task(connection.disconnect(nowait=True)))
+            task.add_done_callback(self._late.discard)
 
     async def stop(self) -> None:
-        if self._task is not None:
+        self._ended = True
+        while self._task is not None and not self._task.done():
+            # redis-py sends through `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation.
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.wait([self._task], timeout=0.1)
         await self._drop()
 
     async def connect(self) -> Any:
@@ -228,7 +235,7 @@ class _Line:
 
     async def _read(self) -> None:
         pause = 0.0
-        while self.wanted or not self.name:
+        while not self._ended:
             try:
                 pubsub = self._pubsub or await self.connect()
                 message = await pubsub.get_message(ignore_subscribe_messages=False, timeout=None)

@@ -18,7 +18,7 @@ from tests.benchmarks.report import Figure
 from tests.benchmarks.rooms import beside, cpu_seconds, settled, stamped
 from tests.benchmarks.server import Server, connects, free_port, process, router
 from tests.benchmarks.viewer import enter, leave
-from tests.valkey import find_server
+from tests.servers import find_server
 
 if TYPE_CHECKING:
     from tests.benchmarks.scenarios import Bench

@@ -67,8 +67,8 @@ def _overview(entry: Found) -> list[str]:
 
 
 def _sender(plugin: Plugin) -> str:
-    if plugin in presence.PLUGINS:
-        return "the router itself"
+    if plugin.policy.internal:
+        return "the router itself" if plugin.policy.send is None else f"people with `{plugin.policy.send}`"
     return "backends" if plugin.policy.send is None else f"backends; people with `{plugin.policy.send}`"
 
 

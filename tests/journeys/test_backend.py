@@ -17,7 +17,6 @@ from router.blocking import SyncBackend, SyncPublisher
 from router.errors import BadMessage, SetupError, TooLarge, Unavailable
 from router.presence import PresenceLeft
 from tests.node import make_token, run_node
-from tests.valkey import find_server, run_server
 
 
 def steps(*names):
@@ -85,15 +84,6 @@ async def test_the_trace_that_the_backend_is_in_goes_along(redis_url):
             await backend.publish("p1", *steps("a"))
         (kept,) = (await node.router.broker.history("project:p1", 0)).envelopes
         assert f"{span.get_span_context().trace_id:032x}" in kept.traceparent
-
-
-@pytest.fixture
-def own_server():
-    binary = find_server()
-    if binary is None:
-        pytest.skip("there is no redis-server here: what happens when it fails is NOT tested")
-    with run_server(binary) as server:
-        yield server
 
 
 async def test_publishes_wait_in_order_while_redis_is_away(own_server):

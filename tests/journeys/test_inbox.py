@@ -5,7 +5,6 @@ import sys
 from contextlib import asynccontextmanager
 
 import httpx
-import pytest
 
 from plugins.chat import ChatMessage
 from router.backend import Backend
@@ -16,7 +15,6 @@ from router.brokers.script import Scripts
 from router.brokers.stream import RedisInbox
 from router.consumer import Consumer
 from tests.node import run_node
-from tests.valkey import find_server, run_server
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -127,25 +125,21 @@ async def test_what_no_backend_will_get_is_shown_to_nobody_and_its_sender_knows(
         assert [event["content"] for event in seen if event["type"] == "chat_message"] == ["first", "third"]
 
 
-async def test_a_consumer_goes_on_by_itself_when_redis_was_away(caplog):
-    binary = find_server()
-    if binary is None:
-        pytest.skip("there is no redis-server here: what happens when it fails is NOT tested")
-    with run_server(binary) as server:
-        async with (
-            run_node(broker=server.url) as node,
-            node.client() as ada,
-            consuming(node, "chat_message", url=server.url) as consumer,
-        ):
-            messages = aiter(consumer)
-            await ada.send(said("before"))
-            async with await anext(messages) as message:
-                assert message.event.content == "before"
-            waiting = asyncio.create_task(anext(messages))
-            server.kill()
-            while "inbox_away" not in [getattr(record, "event", None) for record in caplog.records]:
-                await asyncio.sleep(0.001)
-            server.start()
-            await ada.send(said("after"))
-            async with await waiting as message:
-                assert message.event.content == "after"
+async def test_a_consumer_goes_on_by_itself_when_redis_was_away(own_server, caplog):
+    async with (
+        run_node(broker=own_server.url) as node,
+        node.client() as ada,
+        consuming(node, "chat_message", url=own_server.url) as consumer,
+    ):
+        messages = aiter(consumer)
+        await ada.send(said("before"))
+        async with await anext(messages) as message:
+            assert message.event.content == "before"
+        waiting = asyncio.create_task(anext(messages))
+        own_server.kill()
+        while "inbox_away" not in [getattr(record, "event", None) for record in caplog.records]:
+            await asyncio.sleep(0.001)
+        own_server.start()
+        await ada.send(said("after"))
+        async with await waiting as message:
+            assert message.event.content == "after"

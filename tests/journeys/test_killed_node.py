@@ -12,14 +12,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from plugins.step import StepStarted
 from router.backend import Backend
 from tests.node import KEY, make_token
-from tests.valkey import find_server, run_server
 
 PEOPLE = 200
 LEASE = 2.0
@@ -100,15 +98,6 @@ class Person:
                 self.reloads += 1
 
 
-@pytest.fixture
-def own_server():
-    binary = find_server()
-    if binary is None:
-        pytest.skip("there is no redis-server here: the end of a node is NOT tested")
-    with run_server(binary) as server:
-        yield server
-
-
 async def test_all_people_of_a_killed_node_resume_on_the_other_and_its_seats_are_free_within_a_lease(own_server):
     async with (
         node_process(own_server.url) as (victim, one),
@@ -123,8 +112,10 @@ async def test_all_people_of_a_killed_node_resume_on_the_other_and_its_seats_are
         greedy = make_token("greedy")
         published: list[str] = []
 
+        going_on = True
+
         async def publish_on() -> None:
-            while True:
+            while going_on:
                 name = str(len(published))
                 await backend.publish("p1", StepStarted(step_id=name))
                 published.append(name)
@@ -146,8 +137,8 @@ async def test_all_people_of_a_killed_node_resume_on_the_other_and_its_seats_are
             resumed = time.monotonic() - killed
             await asyncio.sleep(0.1)
         finally:
-            publishing.cancel()
-            await asyncio.gather(publishing, return_exceptions=True)
+            going_on = False
+            await publishing
         last = published[-1]
         async with asyncio.timeout(10):
             while not all(last in person.got for person in people):

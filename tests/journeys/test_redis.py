@@ -5,11 +5,9 @@ import json
 from contextlib import asynccontextmanager
 
 import httpx
-import pytest
 import redis.asyncio
 
 from tests.node import make_token, run_node
-from tests.valkey import find_server, run_server
 
 
 def started(step):
@@ -136,15 +134,6 @@ async def test_seats_are_counted_over_nodes_and_freed_when_a_client_leaves(redis
                 await asyncio.sleep(0.001)
         async with two.client() as again:
             assert again.welcome
-
-
-@pytest.fixture
-def own_server():
-    binary = find_server()
-    if binary is None:
-        pytest.skip("there is no redis-server here: what happens when it fails is NOT tested")
-    with run_server(binary) as server:
-        yield server
 
 
 async def test_a_server_that_forgot_everything_costs_a_reload_and_nobody_a_connection(own_server):

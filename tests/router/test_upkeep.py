@@ -1,5 +1,6 @@
 """What is done for all connections every second. Clocks are moved by hand, ports are fakes."""
 
+import asyncio
 import json
 
 import pytest
@@ -123,3 +124,22 @@ async def test_a_slow_client_is_cut_at_the_deadline_unless_it_reads_again(comes_
         stage.router.resume(stage.session)
     await stage.pass_time(2)
     assert stage.port.ended == (None if comes_back else "aborted")
+
+
+async def test_nobody_waits_for_a_broker_that_does_not_say_who_has_left():
+    stage = await Stage().open()
+    asked = []
+
+    async def silent():
+        asked.append(1)
+        await asyncio.Event().wait()
+
+    stage.router.presence.tick = silent
+    await stage.pass_time(30)
+    await asyncio.sleep(0)
+    assert (stage.types, asked) == (["ping"], [1])
+    running = asyncio.create_task(stage.upkeep.run())
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert stage.upkeep._telling.cancelled()

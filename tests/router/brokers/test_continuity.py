@@ -2,7 +2,7 @@
 
 import asyncio
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from router.brokers.base import Position
@@ -90,6 +90,16 @@ steps = st.lists(
 
 
 @given(steps, st.integers(2, 30))
+@example(
+    [
+        ("publish", "is lost"),
+        ("publish", "arrives"),
+        ("fail over", 1),
+        ("publish", "arrives"),
+        ("publish", "arrives"),
+    ],
+    2,
+)
 @settings(max_examples=400, deadline=None)
 def test_nothing_is_missing_that_is_not_told(history, keeps):
     async def play():

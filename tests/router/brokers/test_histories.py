@@ -110,6 +110,7 @@ class World:
         self.leaving |= set(people) - self.present
 
     async def _die(self, node):
+        await self._beat(node)  # an answer that was lost the second before may take with it that somebody joined
         await self.table.lapse(self.parts[node])
         self.seats[node] = Counter()
         self._gone(node, Counter(self.people[node]))
@@ -178,7 +179,7 @@ async def play(url, actions):
         await world.begin()
         for action, loss in actions:
             scripts = world.parts[action[1]].scripts
-            if loss is not None and action[0] != "flush":
+            if loss is not None and action[0] not in ("flush", "die"):
                 world.orderly = False
                 scripts.lose = [loss.partition(" ")[0]]
                 scripts._patience = 0.0 if loss.endswith("for good") else 1.0

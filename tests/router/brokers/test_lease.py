@@ -12,6 +12,19 @@ from router.errors import Unavailable
 LIMITS = Limits(user=5, project=5, system=5)
 
 
+def record(part):
+    """The names of the scripts that `part` runs from now on."""
+    calls = []
+    send = part.scripts._send
+
+    async def sent(asked):
+        calls.extend(name for name, _, _ in asked)
+        return await send(asked)
+
+    part.scripts._send = sent
+    return calls
+
+
 async def test_a_claim_whose_answer_was_lost_takes_one_seat(one, table):
     one.scripts.lose = ["answer"]
     assert await one.seats.claim("ada", "p", LIMITS) is None
@@ -65,10 +78,11 @@ async def test_a_release_that_failed_is_made_good_by_the_next_beat(make, table, 
     assert await table.total() == await table.seats("user:ada") == 1
 
 
-async def test_a_release_whose_answer_was_lost_gives_back_one_seat(one, table):
+@pytest.mark.parametrize("lost", ["asked", "answer"])
+async def test_a_release_that_had_to_be_tried_again_gives_back_one_seat(one, table, lost):
     for _ in range(2):
         await one.seats.claim("ada", "p", LIMITS)
-    one.scripts.lose = ["answer"]
+    one.scripts.lose = [lost]
     await one.seats.release("ada", "p")
     await one.lease.beat()
     assert await table.total() == 1
@@ -135,7 +149,8 @@ async def test_a_server_that_forgot_everything_is_told_again_by_the_next_beat(on
     assert await one.roster.returned() == []
 
 
-async def test_a_count_that_is_wrong_for_whatever_reason_is_noticed_by_the_beat(one, client, table):
+async def test_a_count_that_is_wrong_for_whatever_reason_is_noticed_by_the_beat(make, client, table):
+    one = await make(compare=True)
     await one.seats.claim("ada", "p", LIMITS)
     await client.hincrby(key("all"), one.lease.id, 3)
     await one.lease.beat()
@@ -145,7 +160,9 @@ async def test_a_count_that_is_wrong_for_whatever_reason_is_noticed_by_the_beat(
     assert await client.scard(key(f"held:{one.lease.id}")) == 3
 
 
-async def test_a_beat_without_doubt_keeps_the_lease(one):
+async def test_a_beat_without_doubt_keeps_the_lease(make):
+    one = await make(compare=True)
+    await one.roster.enter("p", "ada")
     await one.seats.claim("ada", "p", LIMITS)
     before = one.lease.id
     await one.lease.beat()
@@ -171,10 +188,12 @@ async def test_seats_are_never_counted_twice_nor_missing_while_they_are_written_
 
 async def test_a_claim_waits_while_everything_is_written_anew_and_holds_in_the_new_lease(one, table):
     await one.seats.claim("ada", "p", LIMITS)
+    calls = record(one)
     renewal = asyncio.create_task(one.lease.renew())
     await asyncio.sleep(0)
     await one.seats.claim("bob", "p", LIMITS)
-    assert renewal.done()
+    await renewal
+    assert calls == ["register", "begin", "claim"]
     assert await table.total() == 2
 
 
@@ -189,22 +208,24 @@ async def test_a_claim_that_is_under_way_when_the_lease_changes_is_made_again(on
 async def test_what_is_given_back_while_everything_is_written_anew_is_given_back(one, table):
     await one.seats.claim("ada", "p", LIMITS)
     renewal = asyncio.create_task(one.lease.renew())
-    await asyncio.sleep(0)
+    while not len(one.scripts):
+        await asyncio.sleep(0)
     await one.seats.release("ada", "p")
     await renewal
     await one.lease.beat()
     assert await table.total() == 0
 
 
-async def test_a_new_lease_that_could_not_be_finished_is_tried_again_and_clears_itself_away(make, client, table):
+@pytest.mark.parametrize("lost", [["asked"], ["answer"], [None, "asked"], [None, "answer"]])
+async def test_a_new_lease_that_could_not_be_finished_is_tried_again_and_clears_itself_away(make, client, table, lost):
     part = await make(patience=0.0)
-    await part.seats.claim("ada", "p", LIMITS)
-    for lost in (["answer"], ["asked"], [None, "answer"], [None, "asked"]):
-        part.lease._doubtful = True
-        part.scripts.lose = [None, *lost]
-        with pytest.raises(Unavailable):
-            await part.lease.beat()
-        assert await table.total() == 1
+    for _ in range(2):
+        await part.seats.claim("ada", "p", LIMITS)
+    part.scripts.lose = ["asked"]
+    await part.seats.release("ada", "p")
+    part.scripts.lose = [None, *lost]  # the beat's own, then those of `register` and `begin`
+    with pytest.raises(Unavailable):
+        await part.lease.beat()
     await part.lease.beat()
     assert await table.total() == 1
     for lease, ends in await client.zrange(NODES, 0, -1, withscores=True):
@@ -214,21 +235,27 @@ async def test_a_new_lease_that_could_not_be_finished_is_tried_again_and_clears_
     assert await table.keys() == {"all", "user:ada", "project:p", f"held:{part.lease.id}"}
 
 
+async def test_the_tenth_lease_ends_the_ninth(one, table):
+    await one.seats.claim("ada", "p", LIMITS)
+    for _ in range(12):
+        await one.lease.renew()
+        assert await table.total() == 1
+
+
 async def test_what_a_dead_node_left_is_cleared_away_in_small_portions(make, client, table):
     dead, alive = await make(), await make()
     limits = Limits(user=1000, project=1000, system=1000)
     await asyncio.gather(*(dead.seats.claim(str(number), "p", limits) for number in range(450)))
     await table.lapse(dead)
-    portions = []
-    send = alive.scripts._send
-
-    async def count(calls):
-        portions.extend(name for name, _, _ in calls)
-        return await send(calls)
-
-    alive.scripts._send = count
+    calls = record(alive)
     await alive.lease.beat()
-    assert portions.count("reap") == 4  # 452 entries by 200, and one to see that there is no other
+    assert calls.count("reap") == 4  # 452 entries by 200, and one to see that there is no other
+    assert await table.keys() == set()
+
+
+async def test_what_is_given_back_leaves_nothing_behind(one, table):
+    await one.seats.claim("ada", "p", LIMITS)
+    await one.seats.release("ada", "p")
     assert await table.keys() == set()
 
 
@@ -241,16 +268,38 @@ async def test_a_node_that_ends_leaves_nothing_behind(one, table):
 async def test_one_beat_prolongs_everything(one, client):
     limits = Limits(user=1000, project=1000, system=1000)
     await asyncio.gather(*(one.seats.claim(str(number), "p", limits) for number in range(300)))
-    calls = []
-    send = one.scripts._send
-
-    async def count(asked):
-        calls.extend(name for name, _, _ in asked)
-        return await send(asked)
-
-    one.scripts._send = count
+    calls = record(one)
     before = await client.zscore(NODES, one.lease.id)
     await asyncio.sleep(0.002)
     await one.lease.beat()
     assert calls == ["beat", "reap"]
     assert await client.zscore(NODES, one.lease.id) > before
+
+
+async def test_a_beat_that_fails_is_not_the_last_one(one, monkeypatch, caplog):
+    beats = []
+    enough = asyncio.Event()
+
+    async def beat():
+        beats.append(1)
+        if len(beats) == 3:
+            enough.set()
+        raise (Unavailable("away"), RuntimeError("a bug"))[len(beats) % 2]
+
+    monkeypatch.setattr(one.lease, "beat", beat)
+    monkeypatch.setattr(one.lease, "_length", 0.003)
+    keeping = asyncio.create_task(one.lease.keep())
+    await enough.wait()
+    assert not keeping.done()
+    keeping.cancel()
+    assert [record.event for record in caplog.records if hasattr(record, "event")][:1] == ["lease_failed"]
+
+
+async def test_what_a_lease_that_was_given_up_had_is_cleared_away_at_once(one, table):
+    await one.roster.enter("p", "ada")
+    keeping = asyncio.create_task(one.lease.keep())
+    await one.lease.renew()
+    async with asyncio.timeout(5):
+        while len([key for key in await table.keys() if key.startswith("held:")]) > 1:
+            await asyncio.sleep(0.001)
+    keeping.cancel()

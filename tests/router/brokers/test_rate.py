@@ -109,12 +109,18 @@ async def test_without_an_answer_it_passes_and_nobody_is_held_up_for_a_while(bot
     one, _ = both
     asked = []
 
-    async def silent(calls):
-        asked.append(calls)
+    async def silent(*call):
+        asked.append(call)
         await asyncio.Event().wait()
 
     monkeypatch.setattr("router.brokers.rate.PATIENCE", 0.01)
-    monkeypatch.setattr(one.scripts, "_send", silent)
+    monkeypatch.setattr(one.scripts, "call", silent)
     assert await spend(*[one] * 5, burst=1.0) == [0.0] * 5
     assert len(asked) == 1
-    await one.scripts.close()
+
+
+async def test_also_while_the_server_is_away(make):
+    part = await make(patience=0.0)
+    part.seats.tell(b"elsewhere ada")
+    part.scripts.lose = ["asked"]
+    assert await spend(part) == [0.0]

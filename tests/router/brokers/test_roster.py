@@ -127,6 +127,27 @@ async def test_joined_is_not_lost_with_an_enter_that_failed_after_it_was_counted
     assert await part.roster.returned() == [("p", "ada")]
 
 
+async def test_an_enter_that_never_came_there_is_not_told(make):
+    part = await make(patience=0.0)
+    part.scripts.lose = ["asked"]
+    with pytest.raises(Unavailable):
+        await part.roster.enter("p", "ada")
+    await part.lease.beat()
+    assert await part.roster.returned() == []
+
+
+async def test_it_is_told_also_when_the_first_try_to_write_anew_failed(make):
+    part = await make(grace=60.0, patience=0.0)
+    part.scripts.lose = ["answer"]
+    with pytest.raises(Unavailable):
+        await part.roster.enter("p", "ada")
+    part.scripts.lose = [None, "asked"]
+    with pytest.raises(Unavailable):
+        await part.lease.beat()
+    await part.lease.beat()
+    assert await part.roster.returned() == [("p", "ada")]
+
+
 async def test_an_enter_that_failed_is_a_departure_if_it_was_counted(make, client):
     part = await make(grace=60.0, patience=0.0)
     part.scripts.lose = ["answer"]
@@ -148,6 +169,16 @@ async def test_a_leave_that_failed_is_made_good_by_the_next_beat(make, client, l
     assert await part.roster.people("p") == [Person("ada", 0)]
     await pass_grace(client)
     assert await part.roster.departed() == [("p", "ada")]
+
+
+@pytest.mark.parametrize("lost", ["asked", "answer"])
+async def test_a_leave_that_had_to_be_tried_again_is_one_connection_less(one, lost):
+    for _ in range(2):
+        await one.roster.enter("p", "ada")
+    one.scripts.lose = [lost]
+    assert await one.roster.leave("p", "ada") is None
+    await one.lease.beat()
+    assert await one.roster.people("p") == [Person("ada", 1)]
 
 
 async def test_one_who_was_told_as_departed_while_the_node_was_cut_off_has_returned(one, two, client, table):
@@ -182,8 +213,8 @@ async def test_whose_node_is_back_within_the_grace_has_not_left(one, two, client
     await table.lapse(one)
     await two.lease.beat()
     await one.lease.beat()
-    await pass_grace(client)
-    assert await two.roster.departed() == []
+    assert await client.zcard(LEAVING) == 0
+    assert await one.roster.people("p") == [Person("ada", 1)]
     assert await one.roster.returned() == []
 
 

@@ -11,7 +11,6 @@ from router.brokers.link import link_to
 from router.brokers.script import Scripts
 from router.brokers.stream import RedisInbox
 from router.errors import Unavailable
-from tests.valkey import find_server, run_server
 
 MESSAGES, DEAD = "router:{inbox}:messages:said", "router:{inbox}:dead:said"
 
@@ -215,18 +214,14 @@ async def test_consumers_that_are_gone_are_forgotten_once_they_have_nothing(inbo
     assert [each["name"] for each in await operator.xinfo_consumers(MESSAGES, "g")] == [b"new"]
 
 
-async def test_a_server_that_is_away_is_told_by_all_of_them():
-    binary = find_server()
-    if binary is None:
-        pytest.skip("there is no redis-server here: what happens when it fails is NOT tested")
-    with run_server(binary) as server:
-        link = link_to(server.url)
-        inbox = RedisInbox(link.redis, Scripts(link.redis, patience=0.0))
-        await put(inbox, "a")
-        (a,) = await take(inbox)
-        server.kill()
-        for call in (put(inbox, "b"), take(inbox), inbox.done(a), inbox.hold(a), reclaim(inbox), inbox.dead("said")):
-            with pytest.raises(Unavailable, match="the broker cannot be reached"):
-                await call
-        await link.close()
-        server.start()
+async def test_a_server_that_is_away_is_told_by_all_of_them(own_server):
+    link = link_to(own_server.url)
+    inbox = RedisInbox(link.redis, Scripts(link.redis, patience=0.0))
+    await put(inbox, "a")
+    (a,) = await take(inbox)
+    own_server.kill()
+    for call in (put(inbox, "b"), take(inbox), inbox.done(a), inbox.hold(a), reclaim(inbox), inbox.dead("said")):
+        with pytest.raises(Unavailable, match="the broker cannot be reached"):
+            await call
+    await link.close()
+    own_server.start()
