@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from weakref import WeakSet
 
 from opentelemetry import trace
 
@@ -64,6 +65,7 @@ class Backend:
         )
         self._post = Post(self._scripts, self._link.verb, max_events=history_events, max_age=history_seconds)
         self._inbox = RedisInbox(self._link.redis, self._scripts)
+        self._consumers: WeakSet[Consumer] = WeakSet()
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,7 +76,11 @@ class Backend:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the connections. What still waits for Redis raises `Unavailable`."""
+        """Give back what is not acknowledged, and let go of the connections.
+
+        What still waits for Redis raises `Unavailable`.
+        """
+        await asyncio.gather(*(consumer.aclose() for consumer in list(self._consumers)))
         await self._scripts.close()
         await self._link.close()
 
@@ -133,7 +139,7 @@ class Backend:
         """
         for kind in kinds:
             self._dispatch.catalog.plugin(kind)
-        return Consumer(
+        consumer = Consumer(
             self._inbox,
             lambda payload: self._dispatch.read(payload)[0],
             kinds,
@@ -144,6 +150,8 @@ class Backend:
             ahead=ahead,
             tracing=self._tracing,
         )
+        self._consumers.add(consumer)
+        return consumer
 
     async def dead_letters(self, kind: str, count: int = 100) -> list[Dead]:
         """The oldest messages of a type that no consumer could deal with, and why."""

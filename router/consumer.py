@@ -14,7 +14,7 @@ from typing import Any, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
 from router.brokers.base import Inbox, Taken
-from router.errors import Refused, Unavailable
+from router.errors import Refused, Unavailable, place
 from router.event import Event
 from router.tracing import SpanKind, Tracing
 
@@ -261,6 +261,9 @@ class Consumer:
                 await self._hold()
             except Unavailable as error:
                 self._lost_broker(error)
+            except Exception as error:  # without a beat others would take over what is in hand here
+                what = f"{type(error).__name__} at {place(error)}"
+                log.error("messages cannot be held: %s", what, extra={"event": "holding_failed"})
             else:
                 self._found_broker()
 

@@ -26,6 +26,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 import router
 from router import http, hub, pacing, port, recovery, testing, upkeep, wire
+from router.brokers.base import Bounds
 from router.catalog import Catalog, Found
 from router.cli import cli
 from router.errors import CloseCode, Refused
@@ -154,6 +155,8 @@ FIGURES = [
     ("reference/protocol.md", f"{upkeep.WARN_BEFORE:g} to {upkeep.WARN_BEFORE + upkeep.WARN_SPREAD:g} s before"),
     ("reference/protocol.md", f"a list of at most {http.MAX_EVENTS:,}"),
     ("reference/protocol.md", f"a text of at most {wire.MAX_REF} characters"),
+    ("how-to/consume-what-people-send.md", f"the newest {Bounds().unread:,} messages are kept"),
+    ("how-to/consume-what-people-send.md", f"behind by {Bounds().backlog:,}"),
     ("how-to/write-a-plugin.md", f"takes over {pacing.SLOW_MERGE * 1000:g} ms"),
     ("explanation/slow-clients.md", f"after each {hub.SLICE}"),
     ("explanation/slow-clients.md", f"high-water mark, {port.HIGH_WATER // 1024} KiB"),

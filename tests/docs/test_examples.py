@@ -1,5 +1,6 @@
 """What pages show works in a running node as they say, not only when it is called."""
 
+import asyncio
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -77,3 +78,32 @@ async def test_the_function_of_the_how_to_decides_who_may_do_what(
             with pytest.raises(Exception, match=f"HTTP {code}"):
                 async with node.client(project, token=token):
                     pass
+
+
+async def test_the_backend_of_the_how_to_answers_what_people_send(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROUTER_BROKER", redis_url)
+    [loop] = blocks(HOW_TO / "consume-what-people-send.md", "py")  # it runs for ever, so not with the others
+    [many] = [b for b in blocks(HOW_TO / "consume-what-people-send.md", "python") if "Semaphore" in b.text]
+    module = ModuleType("my_backend")
+    for text in (loop.text.removesuffix("asyncio.run(main())\n"), many.text):
+        exec(text, vars(module))
+    async with run_node(broker=redis_url, limit_burst=20) as node, node.client() as ada:
+        working = asyncio.create_task(module.main())
+        await ada.send({"type": "chat_message", "role": "user", "content": "hello"})
+        answers = await ada.events(lambda event: event.get("role") == "assistant")
+        assert answers[-1]["content"] == "You said: hello"
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        said: list[object] = []
+        monkeypatch.setattr(module, "print", lambda *words: said.append(words), raising=False)
+        working = asyncio.create_task(module.work())
+        for number in range(12):
+            await ada.send({"type": "chat_message", "role": "user", "content": f"{number}"})
+            await ada.event("chat_message")
+        while len(said) < 12:
+            await asyncio.sleep(0.001)
+        assert [words[2] for words in said] == [str(number) for number in range(12)]
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)

@@ -162,6 +162,16 @@ async def test_what_people_send_is_taken_answered_and_acknowledged(redis_url):
             backend.messages("nobody_knows")
 
 
+async def test_what_was_not_acknowledged_is_there_for_others_when_a_backend_closes(redis_url):
+    async with run_node(broker=redis_url) as node, node.client() as client:
+        await client.send({"type": "chat_message", "role": "user", "content": "hello"})
+        for tries in (1, 2, 3):
+            async with Backend(redis_url) as backend:
+                async for message in backend.messages("chat_message"):
+                    assert message.tries == tries
+                    break
+
+
 async def test_code_that_does_not_await_takes_messages_too(redis_url):
     def work():
         with SyncBackend(redis_url) as backend:

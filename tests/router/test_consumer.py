@@ -306,13 +306,41 @@ async def test_after_the_broker_was_away_others_may_tell_first_that_they_are_ali
         await inbox.heard("take")
         inbox.away = False
         assert (await waiting).event.text == "b"
-        clock.move(IDLE / 3)
+        await put(inbox, "c")
+        assert (await anext(messages)).event.text == "c"
         await inbox.hold(theirs)
         clock.move(IDLE / 2)
         waiting = asyncio.create_task(anext(messages))
         await inbox.heard("reclaim")
-        await put(inbox, "c")
-        assert (await waiting).event.text == "c"
+        await put(inbox, "d")
+        assert (await waiting).event.text == "d"
+
+
+async def test_one_that_is_acknowledged_while_the_beat_is_under_way_was_not_taken_over(inbox, clock, caplog):
+    await put(inbox, "a", "b")
+    async with aclosing(aiter(consumer(inbox, clock, idle=0.03))) as messages:
+        a, _b = [await anext(messages) for _ in range(2)]
+        hold = inbox.hold
+
+        async def slowly(*taken):
+            inbox.hold = hold
+            await a.ack()
+            return await hold(*taken)
+
+        inbox.hold = slowly
+        await inbox.heard("hold", 2)
+    assert not caplog.records
+
+
+async def test_a_beat_that_fails_is_told_and_the_next_one_comes(inbox, clock, caplog):
+    await put(inbox, "a")
+    async with aclosing(aiter(consumer(inbox, clock, idle=0.03))) as messages:
+        _a = await anext(messages)
+        inbox.hold, hold = (lambda *_: 1 / 0), inbox.hold
+        await until(lambda: caplog.records)
+        inbox.hold = hold
+        await inbox.heard("hold")
+    assert {record.event for record in caplog.records} == {"holding_failed"}
 
 
 async def test_one_that_was_taken_over_is_named_in_the_log_and_its_acknowledgement_counts(inbox, clock, caplog):

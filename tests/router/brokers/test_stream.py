@@ -190,6 +190,18 @@ async def test_what_was_deleted_by_hand_is_forgotten(inbox, operator):
     assert (await operator.xpending(MESSAGES, "g"))["pending"] == 1
 
 
+async def test_what_was_put_back_for_another_group_is_not_taken_over_either(inbox, operator):
+    await put(inbox, "a")
+    (a,) = await take(inbox)
+    await inbox.bury(a, "bad")
+    await inbox.revive(*await inbox.dead("said"))
+    await operator.xgroup_create(MESSAGES, "other", id=a.entry)
+    await operator.xreadgroup("other", "dead", {MESSAGES: ">"})
+    assert await inbox.reclaim(("said",), "other", "b", idle=0.0, tries=1, count=1) == []
+    assert await inbox.dead("said") == []
+    assert (await operator.xpending(MESSAGES, "other"))["pending"] == 0
+
+
 async def test_consumers_that_are_gone_are_forgotten_once_they_have_nothing(inbox, operator, monkeypatch):
     monkeypatch.setattr(stream, "FORGET", -1.0)
     await put(inbox, "a")
