@@ -17,13 +17,13 @@ LONG = 60.0
 """Seconds that no test takes."""
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def inbox(request: pytest.FixtureRequest) -> AsyncIterator[Inbox]:
-    if request.param == "memory":
+@pytest.fixture
+async def inbox(broker_url: str) -> AsyncIterator[Inbox]:
+    if broker_url == "memory://":
         yield MemoryInbox(BOUNDS)
         return
-    link = link_to(request.getfixturevalue("redis_url"))
-    scripts = Scripts(link.redis)
+    link = link_to(broker_url)
+    scripts = Scripts(link.redis, refresh=link.refresh, lane_of=link.lane_of)
     yield RedisInbox(link.redis, scripts, BOUNDS)
     await scripts.close()
     await link.close()
