@@ -17,6 +17,7 @@ from router.blocking import SyncBackend, SyncPublisher
 from router.errors import BadMessage, SetupError, TooLarge, Unavailable
 from router.presence import PresenceLeft
 from tests.node import make_token, run_node
+from tests.servers import has_tls, run_server
 
 
 def steps(*names):
@@ -84,6 +85,15 @@ async def test_the_trace_that_the_backend_is_in_goes_along(redis_url):
             await backend.publish("p1", *steps("a"))
         (kept,) = (await node.router.broker.history("project:p1", 0)).envelopes
         assert f"{span.get_span_context().trace_id:032x}" in kept.traceparent
+
+
+async def test_a_server_behind_tls_is_reached(program):
+    if not has_tls(program):
+        pytest.skip("the server program here was built without TLS: rediss:// is NOT tested")
+    with run_server(program, access="password", tls=True) as server:
+        async with run_node(broker=server.url) as node, node.client() as client, Backend(server.url) as backend:
+            await backend.publish("p1", *steps("a"))
+            assert await seen(client, "a") == ["a"]
 
 
 async def test_publishes_wait_in_order_while_redis_is_away(own_server):
