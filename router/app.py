@@ -167,7 +167,9 @@ def _redis_broker(settings: Settings, catalog: Catalog) -> Broker:
     try:
         from router.brokers.redis import RedisBroker
     except ImportError:
-        raise SetupError("`broker` names a Redis, which needs the extra: pip install 'event-router[redis]'") from None
+        raise SetupError(
+            "`broker` names a Redis, which needs the extra `redis`: pip install 'event-router[redis]', or '.[redis]' in a clone"
+        ) from None
 
     return RedisBroker(
         settings.broker,

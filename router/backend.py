@@ -19,7 +19,7 @@ from router.brokers.stream import RedisInbox
 from router.catalog import Catalog, Found, discover
 from router.consumer import Consumer
 from router.dispatch import MAX_EVENT, Dispatch
-from router.errors import SetupError
+from router.errors import BadMessage, Disconnect, SetupError
 from router.event import Event
 from router.plugin import Plugin
 from router.session import topics_of
@@ -190,7 +190,10 @@ class Backend:
 
 
 def _project(project: str) -> str:
-    return topics_of(project, "")[0]
+    try:
+        return topics_of(project, "")[0]
+    except Disconnect as error:
+        raise BadMessage(error.reason) from None
 
 
 def _catalog(plugins: Iterable[Plugin | Path | str]) -> Catalog:

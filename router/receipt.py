@@ -79,7 +79,8 @@ class Receipts:
 
     async def wait(self, topic: str, message_id: str, expected: Iterable[str], within: float) -> Receipt:
         """Wait until all `expected` users have acknowledged, at most `within` seconds, and close the receipt."""
-        receipt = self._open[topic, message_id]
+        receipt = self._open.setdefault((topic, message_id), _Open())  # another who asked may have closed it
+        receipt.done |= self.known(topic, message_id)
         receipt.expected.update(expected)
         receipt.complete.clear()
         receipt.look()

@@ -29,6 +29,8 @@ CATCH_UP_BYTES = 256 * 1024
 """What is written to a client that catches up before looking whether it reads."""
 
 
+RETRY = 1.0
+"""Seconds after which it is looked again whether the broker is back."""
 KEPT_STRETCHES = 8
 """Stretches kept for others who missed the same: a room's clients come back together after a restart."""
 
@@ -128,14 +130,22 @@ class Recovery:
         """A slow `session` reads again: bring it up to date and back into its rooms."""
         if self._hub.slow.pop(session, None) is not None:
             for topic in session.topics:
-                self._lanes.put(topic, partial(self._enter, session, topic))
+                self._lanes.put(topic, partial(self._enter_again, session, topic))
 
     def readmit(self, session: Session) -> None:
         """`session` was suspended and may hear again: bring it up to date and back into its rooms."""
         if session in self._hub.suspended:
             self._hub.suspended.discard(session)
             for topic in session.topics:
-                self._lanes.put(topic, partial(self._enter, session, topic))
+                self._lanes.put(topic, partial(self._enter_again, session, topic))
+
+    async def _enter_again(self, session: Session, topic: str) -> None:
+        """`_enter`, as often as it takes: while the broker is away nobody knows what was missed."""
+        try:
+            await self._enter(session, topic)
+        except Unavailable:
+            again = partial(self._lanes.put, topic, partial(self._enter_again, session, topic))
+            asyncio.get_running_loop().call_later(RETRY, again)
 
     async def restart(self, topic: str, position: Position) -> None:
         """The numbering of `topic` goes on from `position`, without what was between: tell everybody to reload."""

@@ -22,7 +22,20 @@ Remembered: TypeAlias = tuple[Position, list[Entry]]
 class Topic:
     """A topic that this node listens to: where it stands in it, and what came too early."""
 
-    __slots__ = ("ahead", "asked", "catching_up", "count", "epoch", "failed", "idle_since", "last", "ready", "seq")
+    __slots__ = (
+        "ahead",
+        "asked",
+        "begun",
+        "catching_up",
+        "count",
+        "epoch",
+        "failed",
+        "filling",
+        "idle_since",
+        "last",
+        "ready",
+        "seq",
+    )
 
     def __init__(self) -> None:
         self.count = 0
@@ -35,9 +48,13 @@ class Topic:
         self.ahead: list[tuple[str, int, bytes]] = []
         self.asked = 0
         """How often it was to be compared with what the server remembers."""
+        self.filling = False
+        """History is being read for it."""
         self.failed = False
-        self.ready = asyncio.Event()
+        self.begun = False
         """Its position is known."""
+        self.ready = asyncio.Event()
+        """It has begun, or failed to."""
         self.catching_up = True
         """The position is being read; what arrives meanwhile waits in `ahead`."""
 
@@ -62,19 +79,20 @@ class Continuity:
         self._deliver = deliver
         self._lost = lost
         self.topics: dict[str, Topic] = {}
-        self._filling: dict[str, asyncio.Task[None]] = {}
+        self._filling: set[asyncio.Task[None]] = set()
 
     async def stop(self) -> None:
         """Bring nothing more."""
-        for task in self._filling.values():
+        for task in self._filling:
             task.cancel()
-        await asyncio.gather(*self._filling.values(), return_exceptions=True)
+        await asyncio.gather(*self._filling, return_exceptions=True)
 
     async def begin(self, name: str, topic: Topic) -> None:
         """Learn where `topic` stands; what arrives from then on counts from there."""
+        asked = topic.asked
         position, _ = await self._remembered(name, None)
-        topic.epoch, topic.seq = position.epoch, position.seq
-        if not self._caught_up(name, topic, 0, topic.asked):
+        topic.epoch, topic.seq, topic.begun = position.epoch, position.seq, True
+        if not self._caught_up(name, topic, 0, asked):
             self.fill(name)
 
     def take(self, name: str, epoch: str, seq: int, rest: bytes) -> None:
@@ -104,28 +122,31 @@ class Continuity:
     def fill(self, name: str) -> None:
         """Have a topic compared with what the server remembers, and what is missing brought."""
         topic = self.topics.get(name)
-        if topic is None or not topic.ready.is_set():
+        if topic is None:
             return
         topic.asked += 1
         topic.catching_up = True
-        if name in self._filling:
-            return
-        task = asyncio.get_running_loop().create_task(self._fill_until_done(name, topic))
-        self._filling[name] = task
-        task.add_done_callback(lambda _: self._filling.pop(name, None))
+        if topic.begun and not topic.filling:
+            topic.filling = True
+            task = asyncio.get_running_loop().create_task(self._fill_until_done(name, topic))
+            self._filling.add(task)
+            task.add_done_callback(self._filling.discard)
 
     async def _fill_until_done(self, name: str, topic: Topic) -> None:
         pause = 0.05
-        while self.topics.get(name) is topic:
-            old, asked = len(topic.ahead), topic.asked
-            try:
-                await self._bring(name, topic)
-            except (Unavailable, *AWAY):
-                await asyncio.sleep(uniform(pause / 2, pause))
-                pause = min(2.0, pause * 2)
-            else:
-                if self._caught_up(name, topic, old, asked):
-                    return
+        try:
+            while self.topics.get(name) is topic:
+                old, asked = len(topic.ahead), topic.asked
+                try:
+                    await self._bring(name, topic)
+                except (Unavailable, *AWAY):
+                    await asyncio.sleep(uniform(pause / 2, pause))
+                    pause = min(2.0, pause * 2)
+                else:
+                    if self._caught_up(name, topic, old, asked):
+                        return
+        finally:
+            topic.filling = False  # in the same turn, or who asks in the next one would be overheard
 
     async def _bring(self, name: str, topic: Topic) -> None:
         """Let through what the server remembers beyond what was seen; tell when that does not join up."""

@@ -79,8 +79,13 @@ def link_to(url: str, *, connections: int = 100) -> Link:
             return _under_sentinel(parts, scheme, connections)
         if scheme in ("redis", "rediss") and kind == "cluster":
             return _cluster(parts, scheme, connections)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:  # an option in the query that redis-py does not have
         raise SetupError(f"`broker` (ROUTER_BROKER) cannot be understood: {error}") from None
+    except ValueError:  # whose text may quote a password
+        raise SetupError(
+            "`broker` (ROUTER_BROKER) cannot be understood: is all that is not a letter or digit in user and password "
+            "written as %XX?"
+        ) from None
     raise SetupError(f"`broker` (ROUTER_BROKER) is {parts.scheme}://; it is one of {SCHEMES}")
 
 

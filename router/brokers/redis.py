@@ -8,6 +8,9 @@ from collections.abc import Callable
 from secrets import token_hex
 from typing import TypeAlias
 
+from msgspec import MsgspecError
+from msgspec.json import encode
+
 from router.audience import Audience, Identity
 from router.brokers.base import Arrive, Arrived, Broker, Hear, History, Limits, Lost, Person, Position, Published
 from router.brokers.continuity import Continuity, Remembered, Topic
@@ -99,9 +102,8 @@ class RedisBroker(Broker):
         except (Unavailable, *AWAY) as error:
             await self.stop()
             why = error if isinstance(error, Unavailable) else away(error)
-            raise SetupError(
-                f"`broker` (ROUTER_BROKER): {why.message}; is it running, and is this its address?"
-            ) from None
+            hint = "" if "says" in why.message else "; is it running, and is this its address?"
+            raise SetupError(f"`broker` (ROUTER_BROKER): {why.message}{hint}") from None
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(work()) for work in (self._lease.keep, self._keep_checking)]
 
@@ -145,13 +147,10 @@ class RedisBroker(Broker):
         envelopes = []
         complete = after <= position.seq and len(entries) == position.seq - after
         for seq, rest in entries:
-            head, _, payload = rest.partition(b"\n")
-            header = decode_header(head)
-            if header.at and header.at < oldest:
+            envelope = self._envelope(topic, seq, rest)
+            if envelope is not None and envelope.published_at and envelope.published_at < oldest:
                 complete = False
-                continue
-            envelope = self._envelope(topic, seq, header, payload)
-            if envelope is not None:
+            elif envelope is not None:
                 envelopes.append(envelope)
         return History(position, envelopes, complete)
 
@@ -181,6 +180,7 @@ class RedisBroker(Broker):
                 topics.pop(topic, None)
                 known.failed = True
                 known.ready.set()
+                await self._subscriber.unsubscribe([*plain_channels(topic), names_of(topic).channel])
                 raise
             known.ready.set()
         else:
@@ -198,7 +198,8 @@ class RedisBroker(Broker):
 
     async def _sweep(self) -> None:
         """Stop listening to what nobody here has wanted for a while."""
-        for topic in self._continuity.idle(self._linger):
+        while idle := self._continuity.idle(self._linger):  # asked each time: somebody may come meanwhile
+            topic = idle[0]
             del self._continuity.topics[topic]
             await self._subscriber.unsubscribe([*plain_channels(topic), names_of(topic).channel])
 
@@ -225,8 +226,7 @@ class RedisBroker(Broker):
             self._seats.missed()
 
     def _deliver(self, topic: str, seq: int, rest: bytes) -> None:
-        header, _, payload = rest.partition(b"\n")
-        envelope = self._envelope(topic, seq, decode_header(header), payload)
+        envelope = self._envelope(topic, seq, rest)
         if envelope is not None:
             self._arrive(envelope)
 
@@ -237,16 +237,19 @@ class RedisBroker(Broker):
         """What a backend published that knows nothing of us: `PUBLISH project:<id> <json>`. It has no number."""
         known = self._continuity.topics.get(channel)
         if known is not None and known.count:
-            envelope = self._envelope(channel, 0, Header(at=time.time()), bytes(data).strip())
+            envelope = self._envelope(channel, 0, encode(Header(at=time.time())) + b"\n" + bytes(data).strip())
             if envelope is not None:
                 self._arrive(envelope)
 
-    def _envelope(self, topic: str, seq: int, header: Header, payload: bytes) -> Envelope | None:
+    def _envelope(self, topic: str, seq: int, rest: bytes) -> Envelope | None:
         """A message as an envelope; None for one that this node cannot read, which is logged without its text."""
+        head, _, payload = rest.partition(b"\n")
         try:
+            header = decode_header(head)
             event, policy = self._read(payload)
-        except Refused as refusal:
-            log.warning("an event on %s is not readable here: %s", topic, refusal.code, extra={"event": "unreadable"})
+        except (Refused, MsgspecError) as error:
+            why = error.code if isinstance(error, Refused) else "its header"
+            log.warning("an event on %s is not readable here: %s", topic, why, extra={"event": "unreadable"})
             return None
         audience = Audience(
             topic, frozenset(header.holding), frozenset(header.lacking), frozenset(header.without), _only(header)
@@ -260,7 +263,7 @@ class RedisBroker(Broker):
             message_id=header.id,
             seq=seq,
             first=seq,
-            published_at=header.at,
+            published_at=header.at or time.time(),  # publishers in other languages may leave it out
             traceparent=header.trace,
         )
 

@@ -10,16 +10,34 @@ from random import uniform
 from typing import Any
 
 from msgspec import Struct
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from router.errors import Unavailable
 
 __all__ = ["AWAY", "BATCH", "Scripts", "away"]
 
-AWAY = (RedisError, OSError, asyncio.TimeoutError, RuntimeError)
+AWAY = (RedisError, RedisClusterException, OSError, asyncio.TimeoutError, RuntimeError)
 """What redis-py raises when the server is away, or cannot do its work. RuntimeError is uvloop's word for writing to a
 connection that was just cut; redis-py lets it through."""
 
+PASSING = (ReadOnlyError, ClusterDownError, TryAgainError, MovedError, AskError, NoScriptError)
+PASSING_CODES = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY", "UNBLOCKED")
+"""Answers that may be others in a moment: there is a failover, or the server starts."""
+EXPIRE = 0.25
+"""Seconds between two looks at who has waited long enough, while an answer does not come."""
+SILENT = 1.0
+"""Seconds without an answer after which a server counts as away."""
 BATCH = 256
 """Calls in one round trip."""
 AT_ONCE = 32
@@ -28,16 +46,22 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between tries while the server is away, doubled each time."""
 
 
+def lasting(error: BaseException) -> bool:
+    """Whether the server has answered, and would answer the same again: wrong type, no permission, no memory."""
+    answered = isinstance(error, ResponseError) and not isinstance(error, PASSING)
+    return answered and not str(error).lstrip("-").startswith(PASSING_CODES)
+
+
 def away(error: BaseException) -> Unavailable:
     """`error` of redis-py as ours. Its text may quote keys, so only its kind and the server's code are told.
 
-    What its user may not do is told in full: it is for whoever made that user.
+    What its user may not do, and a wrong password, is told in full: it is for whoever made that user.
     """
-    text = str(error) if isinstance(error, ResponseError) else ""
+    text = str(error) if isinstance(error, ResponseError | AuthenticationError) else ""
+    if "permission" in text or isinstance(error, AuthenticationError):
+        return Unavailable(f"the broker says: {text}", retry_after=1.0)
     code = text.partition(" ")[0]
     what = f"{type(error).__name__} {code}" if code.isupper() else type(error).__name__
-    if "permission" in text:
-        what = text
     return Unavailable(f"the broker cannot be reached: {what}", retry_after=1.0)
 
 
@@ -84,6 +108,8 @@ class Scripts:
         self._waiting: dict[int, deque[_Call]] = {}
         self._flushing: dict[int, asyncio.Task[None]] = {}
         self._count = 0
+        self._failing = False
+        self._silent_from = float("inf")
 
     def __len__(self) -> int:
         """How many calls wait."""
@@ -98,7 +124,7 @@ class Scripts:
 
     def ask(self, script: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
         """As `call`, for those who ask for several before they wait for any."""
-        if self._count >= self._room:
+        if self._count >= self._room and (self._failing or time.monotonic() > self._silent_from):
             raise Unavailable(
                 f"the broker is away and {self._room:,} messages wait for it already: this one is not taken",
                 retry_after=1.0,
@@ -128,7 +154,7 @@ class Scripts:
                 return answer
             if not isinstance(answer, AWAY):
                 raise answer
-            if time.monotonic() >= until:
+            if time.monotonic() >= until or lasting(answer):
                 raise away(answer) from None
             tried += 1
             await asyncio.sleep(uniform(pause / 2, pause))
@@ -161,23 +187,39 @@ class Scripts:
             batch = [waiting[i] for i in range(min(BATCH, len(waiting)))]
             # Those who asked may have gone: what was never sent need not be.
             sent = [made for made in batch if not made.done.cancelled() or made.tried]
-            try:
-                answers = await self._send(
-                    [(made.script, made.keys, (*made.arguments, int(made.tried > 0))) for made in sent]
-                )
-            except Exception as error:  # whoever waits must be told, whatever it is
-                answers = [error] * len(sent)
+            answers = await self._answers(sent, waiting)
             for _ in batch:
                 waiting.popleft()
             again = self._settle(sent, answers)
             waiting.extendleft(reversed(again))
             self._count -= len(batch) - len(again)
+            self._failing = bool(again)
             if again:
                 await asyncio.sleep(uniform(pause / 2, pause))
                 await self.look_again()
                 pause = min(LONGEST_PAUSE, pause * 2)
             else:
                 pause = FIRST_PAUSE
+
+    async def _answers(self, sent: list[_Call], waiting: deque[_Call]) -> list[Any]:
+        """One round trip for all of `sent`. Who has waited long enough meanwhile is told, whatever becomes of it."""
+        calls = [(made.script, made.keys, (*made.arguments, int(made.tried > 0))) for made in sent]
+        sending = asyncio.get_running_loop().create_task(self._send(calls))
+        self._silent_from = time.monotonic() + SILENT
+        try:
+            while not sending.done():
+                await asyncio.wait([sending], timeout=EXPIRE)
+                if not sending.done():
+                    _expire(waiting)
+            return sending.result()
+        except AWAY as error:
+            return [error] * len(sent)
+        except Exception as error:
+            # A call that cannot even be sent. The others are not to blame; nor were they sent.
+            return [error] if len(sent) == 1 else [(await self._answers([made], waiting))[0] for made in sent]
+        finally:
+            self._silent_from = float("inf")
+            sending.cancel()
 
     async def look_again(self) -> None:
         """Something failed: what scripts are run on may have moved."""
@@ -198,7 +240,7 @@ class Scripts:
                 made.done.set_result(answer)
             elif not isinstance(answer, AWAY):
                 made.done.set_exception(answer)
-            elif now >= made.until:
+            elif now >= made.until or lasting(answer):
                 made.done.set_exception(away(answer))
             else:
                 again.append(made)
@@ -226,3 +268,10 @@ class Scripts:
             for i in todo:
                 self._digests.pop(calls[i][0], None)
         return answers
+
+
+def _expire(waiting: deque[_Call]) -> None:
+    now = time.monotonic()
+    for made in waiting:
+        if now >= made.until and not made.done.done():
+            made.done.set_exception(away(TimeoutError()))

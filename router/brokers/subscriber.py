@@ -53,7 +53,7 @@ class Subscriber:
         line.read()
 
     async def stop(self) -> None:
-        for line in self._lines.values():
+        for line in list(self._lines.values()):
             await line.stop()
         self._lines.clear()
 
@@ -75,8 +75,13 @@ class Subscriber:
 
     async def unsubscribe(self, channels: Iterable[str]) -> None:
         """Listen to `channels` no more."""
-        for line in self._lines.values():
-            await line.unsubscribe([channel for channel in channels if channel in line.wanted])
+        leaving = []
+        for line in self._lines.values():  # at once, so that whoever wants one of them again comes after this
+            mine = [channel for channel in channels if line.wanted.pop(channel, "") is None]
+            if mine:
+                leaving.append((line, mine))
+        for line, mine in leaving:
+            await line.unsubscribe(mine)
 
     async def watch(self, patience: float) -> None:
         """Notice a connection that is dead without a word: one on which nothing came for `patience` seconds.
@@ -169,9 +174,14 @@ class _Line:
         self._redis = await self._link.reader(self.name)
         pubsub = self._redis.pubsub()
         asked: set[str] = set()
-        while missing := [channel for channel in self.wanted if channel not in asked]:  # more may come meanwhile
-            await self._subscribe(pubsub, missing)
-            asked.update(missing)
+        try:
+            while missing := [channel for channel in self.wanted if channel not in asked]:  # more may come meanwhile
+                await self._subscribe(pubsub, missing)
+                asked.update(missing)
+        except BaseException:
+            with contextlib.suppress(*AWAY):
+                await pubsub.aclose()  # type: ignore[no-untyped-call]  # gives its connection back
+            raise
         self._pubsub = pubsub
         self.heard_at = time.monotonic()
         if not self.up:
@@ -210,11 +220,13 @@ class _Line:
             await self.cut()  # then all is asked for anew
 
     async def unsubscribe(self, channels: list[str]) -> None:
-        for channel in channels:
-            self.wanted.pop(channel, None)
-        if channels and self._pubsub is not None:
-            with contextlib.suppress(*AWAY):
-                await (self._pubsub.sunsubscribe if self.name else self._pubsub.unsubscribe)(*channels)
+        """Tell the server of `channels` that are no longer wanted, and have not become so again."""
+        if self._pubsub is None:
+            return
+        with contextlib.suppress(*AWAY):
+            for channel in channels:
+                if channel not in self.wanted:
+                    await (self._pubsub.sunsubscribe if self.name else self._pubsub.unsubscribe)(channel)
 
     async def ping(self) -> None:
         if self._pubsub is not None:
@@ -256,7 +268,12 @@ class _Line:
     async def _heard(self, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind in ("message", "smessage"):
-            self._take(message["channel"].decode(), message["data"])
+            try:
+                self._take(message["channel"].decode(), message["data"])
+            except Exception as error:  # whoever may publish here may publish anything: the node goes on
+                log.warning(
+                    "what was published is not readable: %s", type(error).__name__, extra={"event": "unreadable"}
+                )
             return
         channel = (message["channel"] or b"").decode()
         if kind in ("subscribe", "ssubscribe"):

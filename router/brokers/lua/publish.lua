@@ -24,7 +24,7 @@ if KEYS[3] ~= KEYS[1] then
     if known_epoch == epoch then return { epoch, tonumber(known_seq), 1 } end
   end
 elseif ARGV[8] == '1' then
-  for _, entry in ipairs(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 256)) do
+  for _, entry in ipairs(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', ARGV[4])) do
     for i = 1, #entry[2], 2 do
       if entry[2][i] == 'm' and entry[2][i + 1] == ARGV[2] then
         return { epoch, tonumber(string.match(entry[1], '^%d+')), 1 }
