@@ -8,7 +8,7 @@ from random import uniform
 from typing import TypeAlias
 
 from router.brokers.base import Position
-from router.brokers.script import AWAY
+from router.brokers.script import AWAY, end
 from router.errors import Unavailable
 
 __all__ = ["Continuity", "Entry", "Remembered", "Topic"]
@@ -83,9 +83,7 @@ class Continuity:
 
     async def stop(self) -> None:
         """Bring nothing more."""
-        for task in self._filling:
-            task.cancel()
-        await asyncio.gather(*self._filling, return_exceptions=True)
+        await end(*self._filling)
 
     async def begin(self, name: str, topic: Topic) -> None:
         """Learn where `topic` stands; what arrives from then on counts from there."""

@@ -20,7 +20,7 @@ from router.brokers.link import link_to
 from router.brokers.post import Post
 from router.brokers.rate import Rates
 from router.brokers.roster import Roster
-from router.brokers.script import AWAY, Scripts, away
+from router.brokers.script import AWAY, Scripts, away, end
 from router.brokers.seat import Seats, node_channel
 from router.brokers.stream import RedisInbox
 from router.brokers.subscriber import Subscriber
@@ -108,9 +108,7 @@ class RedisBroker(Broker):
         self._tasks = [loop.create_task(work()) for work in (self._lease.keep, self._keep_checking)]
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
         await self._continuity.stop()
         await self._lease.end()
         await self._scripts.close()
@@ -274,12 +272,15 @@ class RedisBroker(Broker):
         checked_at = time.monotonic()
         while True:
             await asyncio.sleep(self._watch_every)
-            await self._subscriber.watch(2 * self._watch_every)
-            await self._sweep()
-            self._seats.sweep()
-            if time.monotonic() - checked_at >= self._check_every:
-                checked_at = time.monotonic()
-                await self.check()
+            try:
+                await self._subscriber.watch(2 * self._watch_every)
+                await self._sweep()
+                self._seats.sweep()
+                if time.monotonic() - checked_at >= self._check_every:
+                    checked_at = time.monotonic()
+                    await self.check()
+            except Exception as error:  # the next round looks again, whatever it was
+                log.error("a check failed: %s", type(error).__name__, extra={"event": "check_failed"})
 
     async def check(self) -> None:
         """Compare all topics' numbers with the server's, and fetch what is missing."""
@@ -329,8 +330,8 @@ class RedisBroker(Broker):
 
 
 def _text(flat: list[bytes]) -> bytes:
-    """Header and event of an entry, as they also arrive live."""
-    return flat[flat.index(b"e") + 1]
+    """Header and event of an entry, as they also arrive live; nothing, of one that somebody else wrote."""
+    return flat[flat.index(b"e") + 1] if b"e" in flat else b""
 
 
 def _only(header: Header) -> frozenset[str] | None:

@@ -25,7 +25,7 @@ from redis.exceptions import (
 
 from router.errors import Unavailable
 
-__all__ = ["AWAY", "BATCH", "Scripts", "away"]
+__all__ = ["AWAY", "BATCH", "Scripts", "away", "end"]
 
 AWAY = (RedisError, RedisClusterException, OSError, asyncio.TimeoutError, RuntimeError)
 """What redis-py raises when the server is away, or cannot do its work. RuntimeError is uvloop's word for writing to a
@@ -44,6 +44,14 @@ AT_ONCE = 32
 """Scripts that run by themselves at the same time: a cluster's pools fail at their limit instead of waiting."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between tries while the server is away, doubled each time."""
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel `tasks` until they are done: redis-py sends through `wait_for`, which before 3.12 may swallow one."""
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=0.1)
 
 
 def lasting(error: BaseException) -> bool:
@@ -163,10 +171,7 @@ class Scripts:
 
     async def close(self) -> None:
         """Give up what waits."""
-        flushing = list(self._flushing.values())
-        for task in flushing:
-            task.cancel()
-        await asyncio.gather(*flushing, return_exceptions=True)
+        await end(*self._flushing.values())
         for made in (made for waiting in self._waiting.values() for made in waiting):
             if not made.done.done():
                 made.done.set_exception(Unavailable("the broker was closed"))

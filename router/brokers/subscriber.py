@@ -11,7 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from router.brokers.link import Link
-from router.brokers.script import AWAY, BATCH, away
+from router.brokers.script import AWAY, BATCH, away, end
 from router.errors import Unavailable
 
 __all__ = ["Subscriber"]
@@ -163,10 +163,8 @@ class _Line:
 
     async def stop(self) -> None:
         self._ended = True
-        while self._task is not None and not self._task.done():
-            # redis-py sends through `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation.
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=0.1)
+        if self._task is not None:
+            await end(self._task)
         await self._drop()
 
     async def connect(self) -> Any:
@@ -255,7 +253,9 @@ class _Line:
                 self.heard_at = time.monotonic()
                 if message is not None:
                     await self._heard(message)
-            except AWAY as error:
+            except (
+                Exception
+            ) as error:  # mostly one of AWAY; whatever it is, a reader that ends would make the node deaf
                 if not self._told_away:
                     log.error("the broker is away: %s", type(error).__name__, extra={"event": "broker_away"})
                 self.up, self._told_away = False, True
@@ -289,7 +289,7 @@ class _Line:
         self.up = False
         pubsub, self._pubsub = self._pubsub, None
         redis, self._redis = self._redis, None
-        with contextlib.suppress(*AWAY):
+        with contextlib.suppress(Exception):
             if pubsub is not None:
                 await pubsub.aclose()
             if redis is not None:

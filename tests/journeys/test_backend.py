@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -125,8 +126,8 @@ async def test_a_full_waiting_room_is_told_at_once(own_server):
     async with Backend(own_server.url, patience=0.5, room=3) as backend:
         own_server.kill()
         waiting = [asyncio.create_task(backend.publish("p1", *steps("x"))) for _ in range(3)]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        while not backend._scripts._failing:
+            await asyncio.sleep(0)
         with pytest.raises(Unavailable, match="3 messages wait"):
             await backend.publish("p1", *steps("y"))
         for outcome in await asyncio.gather(*waiting, return_exceptions=True):
@@ -232,3 +233,25 @@ def test_what_cannot_be_a_redis_is_told():
     for url in ("memory://", "http://127.0.0.1:8000", "redis+sentinel://127.0.0.1:26379", "redis://x?nonsense=1"):
         with pytest.raises(SetupError):
             Backend(url)
+
+
+def test_closing_a_sync_backend_frees_the_threads_that_wait_in_it(own_server):
+    backend = SyncBackend(own_server.url)
+    backend.publish("p1", StepStarted(step_id="s"))
+    own_server.kill()
+    out = []
+
+    def work():
+        try:
+            out.append(backend.publish("p1", StepStarted(step_id="s")))
+        except BaseException as e:
+            out.append(type(e).__name__)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(4)]
+    for t in threads:
+        t.start()
+    time.sleep(0.5)
+    backend.close()
+    for t in threads:
+        t.join(3)
+    assert [t.is_alive() for t in threads] == [False] * 4, out

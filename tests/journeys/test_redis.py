@@ -3,10 +3,17 @@
 import asyncio
 import json
 from contextlib import asynccontextmanager
+from importlib.resources import files
 
 import httpx
+import pytest
 import redis.asyncio
 
+from plugins.notification import Notification
+from router.audience import Audience
+from router.brokers.redis import RedisBroker
+from router.errors import Unavailable
+from tests.contracts.test_broker import TOPIC, message, read
 from tests.node import make_token, run_node
 
 
@@ -190,3 +197,125 @@ async def test_a_publisher_is_told_who_acknowledged_on_whatever_node(redis_url):
 
         told, *_ = await asyncio.gather(publish(), read_and_acknowledge(ada), read_and_acknowledge(grace))
         assert told == {"seq": [1], "acknowledged": ["ada", "grace"], "missing": ["eve"]}
+
+
+BAD = {
+    "live channel, not our format": ("router:{project:p1}:live", lambda e: b"hello"),
+    "note of a newer node": ("router:node:all", lambda e: b'note {"type":"drain","node":"x"}'),
+    "note that is no JSON": ("router:node:all", lambda e: b"note hello"),
+}
+
+
+@pytest.mark.parametrize("which", BAD)
+async def test_one_bad_message_does_not_make_a_node_deaf(redis_url, which):
+    channel, make = BAD[which]
+    async with (
+        run_node(broker=redis_url) as node,
+        node.client() as client,
+        redis.asyncio.Redis.from_url(redis_url) as r,
+    ):
+        epoch = client.welcome["epoch"].encode()
+        await r.publish(channel, make(epoch))
+        await asyncio.sleep(0.3)
+        await node.publish({"type": "step_started", "step_id": "s1"})
+        assert await asyncio.wait_for(client.event("step_started"), 3)
+
+
+async def test_a_bad_header_in_history_does_not_lock_the_project(redis_url):
+    """Through publish.lua, as docs/reference/redis.md tells backends in other languages."""
+    async with run_node(broker=redis_url) as node, redis.asyncio.Redis.from_url(redis_url) as r:
+        lua = files("router.brokers").joinpath("lua", "publish.lua").read_text()
+        p = r.register_script(lua)
+        b = "router:{project:p1}"
+        await p(
+            keys=[f"{b}:meta", f"{b}:log", f"{b}:meta"],
+            args=[
+                '{"at": "2026-01-01T00:00:00Z"}\n{"type": "step_started", "step_id": "s1"}',
+                "a" * 16,
+                "PUBLISH",
+                1000,
+                300000,
+                86400000,
+                1,
+                0,
+            ],
+        )
+        async with node.client() as client:
+            assert client.welcome["pos"] == 1
+
+
+async def test_slow_client_that_resumes_while_redis_is_away_comes_back_into_its_room(own_server):
+    async with run_node(broker=own_server.url) as node, node.client() as client:
+        session = next(iter(node.router.hub))
+        node.router.slow(session)
+        await node.publish({"type": "step_started", "step_id": "missed"})
+        while node.router._recovery._seen["project:p1"] < 1:
+            await asyncio.sleep(0.01)
+        own_server.freeze()
+        node.router.resume(session)
+        await asyncio.sleep(2)  # longer than anybody is waited for
+        own_server.thaw()
+        async with asyncio.timeout(10):
+            while not await node.router.broker.ready():
+                await asyncio.sleep(0.05)
+        await node.router.broker.check()
+        await node.publish({"type": "step_started", "step_id": "later"})
+        await asyncio.wait_for(client.events(lambda e: e.get("step_id") == "later"), 5)
+
+
+async def test_sweep_leaves_alone_what_was_wanted_again_meanwhile(own_server):
+    arrived = []
+    broker = RedisBroker(own_server.url, read, linger=0.0)
+    await broker.start(arrived.append, lambda t, p: arrived.append((t, p)))
+    try:
+        await broker.subscribe("project:a")
+        await broker.subscribe(TOPIC)
+        await broker.unsubscribe("project:a")
+        await broker.unsubscribe(TOPIC)
+        sweep = asyncio.create_task(broker._sweep())
+        await asyncio.sleep(0)
+        # while the first topic is let go of, somebody comes for the second
+        await broker.subscribe(TOPIC)
+        await sweep
+        await broker.publish(message("x"))
+        await asyncio.sleep(0.3)
+        await broker.check()
+        assert [e.event.text for e in arrived] == ["x"]
+    finally:
+        await broker.stop()
+
+
+async def test_topic_that_cannot_begin_is_not_listened_to(own_server):
+    """NOREPLICAS, READONLY and the like: SUBSCRIBE works, a new topic's epoch cannot be written."""
+    async with redis.asyncio.Redis.from_url(own_server.url) as admin:
+        broker = RedisBroker(own_server.url, read, linger=0)
+        await broker.start(lambda _: None, lambda *_: None)
+        try:
+            await admin.config_set("min-replicas-to-write", "1")
+            for n in range(3):
+                with pytest.raises(Unavailable):
+                    await broker.subscribe(f"project:{n}")
+            await broker._sweep()
+            await asyncio.sleep(0.1)
+            assert sorted(await admin.pubsub_channels("*project*")) == []
+        finally:
+            await admin.config_set("min-replicas-to-write", "0")
+            await broker.stop()
+
+
+async def test_receipts_asked_for_twice(redis_url):
+    """A publisher asks again with the same id (its HTTP call timed out) while the first still waits for the other node."""
+    async with run_node(broker=redis_url) as node, run_node(broker=redis_url) as dead, node.client():
+        for t in dead.router.broker._tasks:
+            t.cancel()
+        dead.router.census.hear = lambda _: None
+        dead.router.broker._hear = lambda _: None
+        a = Audience("project:p1")
+
+        async def ask(within):
+            return await node.router.publish_and_wait(a, Notification(level="info", title="x"), within, message_id="m1")
+
+        first = asyncio.create_task(ask(0.5))
+        await asyncio.sleep(0.3)
+        got = await asyncio.gather(first, ask(1.0), return_exceptions=True)
+        assert not [g for g in got if isinstance(g, BaseException)], got

@@ -1,6 +1,7 @@
 """Numbers that join up, whatever is lost, doubled or forgotten on the way."""
 
 import asyncio
+from random import Random
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -188,3 +189,109 @@ async def test_while_the_server_is_away_it_is_asked_again():
         await asyncio.sleep(0.01)
     assert [seq for seq, _ in node.got] == [1]
     await node.continuity.stop()
+
+
+async def test_a_gap_while_a_topic_begins_is_filled():
+    delivered, server = [], [(n, b"m%d" % n) for n in range(1, 8)]
+
+    async def remembered(name, after):
+        await asyncio.sleep(0)
+        if after is None:
+            c.take("t", "e", 7, b"m7")  # 6 was lost on the way; we stand at 5
+            return Position("e", 5), []
+        return Position("e", 7), [x for x in server if x[0] > after]
+
+    async def renumber(*_): ...
+
+    c = Continuity(remembered, renumber, lambda t, s, r: delivered.append(s), lambda *a: delivered.append(a))
+    t = c.topics["t"] = Topic()
+    t.count = 1
+    await c.begin("t", t)
+    t.ready.set()
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+
+    async def places(names):
+        return [Position("e", 7) for _ in names]
+
+    await c.check(places)
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    assert not t.catching_up, (t.catching_up, t.ahead, delivered)
+    assert delivered == [6, 7]
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=200, deadline=None)
+def test_every_gap_is_filled_however_it_falls(seed):
+    """A message with a gap in the very turn in which the filling before it ends."""
+
+    async def play():
+        rnd = Random(seed)
+        log, delivered = [], []
+
+        async def remembered(name, after):
+            for _ in range(rnd.randrange(3)):
+                await asyncio.sleep(0)
+            top = len(log)
+            answer = [(n, b"m%d" % n) for n in range((after or 0) + 1, top + 1)]
+            for _ in range(rnd.randrange(3)):
+                await asyncio.sleep(0)
+            return Position("e", top), answer
+
+        async def renumber(*_):
+            raise AssertionError
+
+        c = Continuity(remembered, renumber, lambda t, s, r: delivered.append(s), lambda *a: delivered.append(a))
+        t = c.topics["t"] = Topic()
+        t.count = 1
+        await c.begin("t", t)
+        t.ready.set()
+        for _ in range(30):
+            log.append(1)
+            if rnd.random() < 0.5:
+                c.take("t", "e", len(log), b"m%d" % len(log))
+            for _ in range(rnd.randrange(3)):
+                await asyncio.sleep(0)
+        for _ in range(30):
+            await asyncio.sleep(0)
+
+        async def places(names):
+            return [Position("e", len(log)) for _ in names]
+
+        await c.check(places)
+        for _ in range(30):
+            await asyncio.sleep(0)
+        assert not t.catching_up, (seed, t.ahead, t.seq)
+        assert delivered == list(range(1, 31)), seed
+
+    asyncio.run(play())
+
+
+async def test_a_filling_of_a_topic_that_was_let_go_does_not_swallow_the_next_ones():
+    away, delivered = [True], []
+
+    async def remembered(name, after):
+        await asyncio.sleep(0)
+        if away[0] and after is not None:
+            raise Unavailable("x")
+        return Position("e", 3), [(n, b"m%d" % n) for n in range((after or 0) + 1, 4)]
+
+    async def renumber(*_): ...
+
+    c = Continuity(remembered, renumber, lambda t, s, r: delivered.append(s), lambda *a: delivered.append(a))
+    old = c.topics["t"] = Topic()
+    old.count = 1
+    await c.begin("t", old)
+    old.ready.set()
+    c.fill("t")
+    await asyncio.sleep(1.0)  # it backs off
+    del c.topics["t"]  # as `_sweep`
+    away[0] = False
+    new = c.topics["t"] = Topic()
+    new.count = 1
+    await c.begin("t", new)
+    new.ready.set()
+    c.fill("t")  # reconnected once more
+    await asyncio.sleep(3)
+    assert not new.catching_up

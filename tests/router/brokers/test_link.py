@@ -67,3 +67,17 @@ def test_an_address_that_is_none_is_told_with_what_to_do(url, told):
     with pytest.raises(SetupError, match=r"ROUTER_BROKER") as error:
         link_to(url)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:hunter2/secret@h:6379/0",
+        "redis+cluster://user:hunter2/secret@h:1",
+        "redis+sentinel://u:hunter2#x@h:1/m",
+    ],
+)
+def test_no_part_of_a_password_is_in_the_error(url):
+    with pytest.raises(SetupError) as e:
+        link_to(url)
+    assert "hunter2" not in str(e.value)
