@@ -164,11 +164,8 @@ async def test_what_people_send_is_taken_answered_and_acknowledged(redis_url):
                 assert (message.project, message.user, message.event.content) == ("p1", "ada", "What sells best?")
                 await backend.publish(message.project, ChatMessage(role="assistant", content="Engines."))
             break
-        seen = await client.events(lambda event: event.get("role") == "assistant")
-        assert [event["content"] for event in seen if event["type"] == "chat_message"] == [
-            "What sells best?",
-            "Engines.",
-        ]
+        said = {(await client.event("chat_message"))["content"] for _ in range(2)}  # the answer may be first
+        assert said == {"What sells best?", "Engines."}
         with pytest.raises(BadMessage, match="no message type"):
             backend.messages("nobody_knows")
 
