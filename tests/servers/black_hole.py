@@ -53,7 +53,7 @@ class BlackHole:
         """Reset all connections; new ones are accepted."""
         while self._writers:
             writer = self._writers.pop()
-            with suppress(OSError):  # it has just been closed
+            with suppress(OSError, AttributeError, RuntimeError):  # it has just been closed, in uvloop's words or ours
                 # Not lingering at all sends RST instead of FIN.
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
@@ -74,7 +74,7 @@ class BlackHole:
             await asyncio.gather(self._pass(reader, to_server), self._pass(from_server, writer))
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
+        with suppress(OSError, RuntimeError):
             while data := await reader.read(65536):
                 if self._open.is_set():
                     writer.write(data)
