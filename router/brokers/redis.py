@@ -67,7 +67,6 @@ class RedisBroker(Broker):
 
         `lease`: how long what a killed node held still counts. `grace`: how long somebody who has gone is still here.
         """
-        self._url = url
         self._read = read
         self._max_age = max_age
         self._linger = linger

@@ -190,8 +190,8 @@ class Scripts:
         pause = FIRST_PAUSE
         while waiting:
             batch = [waiting[i] for i in range(min(BATCH, len(waiting)))]
-            # Those who asked may have gone: what was never sent need not be.
-            sent = [made for made in batch if not made.done.cancelled() or made.tried]
+            # Those who asked may have gone, or been told that it is not possible: then it need not happen either.
+            sent = [made for made in batch if not made.done.done()]
             answers = await self._answers(sent, waiting)
             for _ in batch:
                 waiting.popleft()
