@@ -253,9 +253,7 @@ class _Line:
                 self.heard_at = time.monotonic()
                 if message is not None:
                     await self._heard(message)
-            except (
-                Exception
-            ) as error:  # mostly one of AWAY; whatever it is, a reader that ends would make the node deaf
+            except Exception as error:  # mostly one of AWAY, but a reader that ends would make the node deaf
                 if not self._told_away:
                     log.error("the broker is away: %s", type(error).__name__, extra={"event": "broker_away"})
                 self.up, self._told_away = False, True
