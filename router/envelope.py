@@ -42,7 +42,7 @@ class Envelope(Struct, frozen=True, kw_only=True):
     replay: bool = False
     """Sent to one session that catches up, not to its room."""
     published_at: float = 0.0
-    """Seconds since the epoch when it was published."""
+    """Seconds since the epoch when it was published, by the publisher's clock: for people to read, to decide nothing."""
     traceparent: str | None = None
     """W3C trace context of the message."""
 

@@ -39,30 +39,35 @@ class Lapses:
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` tells this node's own seconds: a publisher's may be wrong by minutes."""
         self._clock = clock
-        self._open: dict[tuple[str, Subject], Envelope] = {}
+        self._open: dict[tuple[str, Subject], tuple[float, Envelope]] = {}
         self._heap: list[tuple[float, int, str, Subject]] = []
         self._count = 0
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def note(self, envelope: Envelope) -> None:
-        """Take notice of an event on its way out. One that is told again to somebody says nothing about now."""
+    def note(self, envelope: Envelope, age: float = 0.0) -> None:
+        """Take notice of an event on its way out. One that is told again to somebody says nothing about now.
+
+        `age`: seconds since the broker took it, for one that is found in history.
+        """
         deliver, lapse = envelope.policy.deliver, envelope.policy.lapse
         if not deliver.by or not envelope.seq or envelope.replay:
             return
         key = (envelope.topic, subject_of(envelope.event, deliver.by))
         before = self._open.get(key)
-        if before is not None and envelope.seq < before.seq:
+        if before is not None and envelope.seq < before[1].seq:
             return  # a repeat of something older than what is known
         ended = isinstance(deliver, Append) and deliver.ends is not None and getattr(envelope.event, deliver.ends)
         if lapse is None or ended:
             self._open.pop(key, None)
             return
-        self._open[key] = envelope
+        heard_at = self._clock() - age
+        self._open[key] = (heard_at, envelope)
         if before is None:
-            self._push(key, envelope.published_at + lapse.after)
+            self._push(key, heard_at + lapse.after)
 
     def forget(self, topic: str) -> None:
         """Nobody listens to `topic` any more, so nothing more of it is heard here."""
@@ -75,10 +80,10 @@ class Lapses:
         closings = []
         while self._heap and self._heap[0][0] <= now:
             _, _, topic, subject = heapq.heappop(self._heap)
-            last = self._open.get((topic, subject))
+            heard_at, last = self._open.get((topic, subject), (0.0, None))
             if last is None or last.policy.lapse is None:
                 continue
-            deadline = last.published_at + last.policy.lapse.after
+            deadline = heard_at + last.policy.lapse.after
             if deadline > now:
                 self._push((topic, subject), deadline)
                 continue

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from router.audience import Audience
 from router.envelope import Envelope
-from router.event import Append, Delivery, Event, Merge, Now
+from router.event import Append, Delivery, Event, Latest, Merge, Now
 
 __all__ = ["Fault", "Subject", "TokenBucket", "Window", "conflate", "subject_of"]
 
@@ -133,13 +133,23 @@ class Window:
         """Whether a new window would behave the same."""
         return not self._held and all(open_at <= now for open_at in self._open_at.values())
 
-    def holds(self, envelope: Envelope) -> bool:
-        """Whether this event is among, or merged into, what is held: whoever joins now gets it by the flush."""
-        return any(envelope.seq in held.seqs for held in self._held.values())
+    def held(self) -> frozenset[int]:
+        """The numbers that are held, merged or not: whoever joins now gets them with the next flush."""
+        return frozenset(seq for held in self._held.values() for seq in held.seqs if seq)
 
-    def held_since(self) -> int | None:
-        """The lowest number that is held; None while nothing numbered is."""
-        return min((held.envelope.first for held in self._held.values() if held.envelope.first), default=None)
+    def release(self, has: Callable[[int], bool], now: float) -> list[Envelope]:
+        """What must go out before somebody joins who `has` some of the numbers that are held, oldest first.
+
+        Merged with more, what they have would come to them a second time. Of `Latest` that is harmless: the newest
+        value stands for itself.
+        """
+        out = []
+        for key, held in list(self._held.items()):
+            if not isinstance(held.envelope.policy.deliver, Latest) and any(seq and has(seq) for seq in held.seqs):
+                del self._held[key]
+                out.append(held.envelope)
+                self._open_at[held.every] = now + held.every
+        return self._positioned(out)
 
     def _make_way(self, envelope: Envelope, subject: Subject) -> tuple[list[Envelope], list[Envelope]]:
         """What must go before `envelope` because it is about the same thing, and what it makes obsolete."""
@@ -224,8 +234,8 @@ class Window:
 
     def _positioned(self, out: list[Envelope]) -> list[Envelope]:
         """`out` with positions: each covers all that is neither held nor still to be sent after it."""
-        floor = self.held_since()
-        pos = self._seen if floor is None else floor - 1
+        held = self.held()
+        pos = min(held) - 1 if held else self._seen
         placed = []
         for envelope in reversed(out):
             placed.append(replace(envelope, pos=pos) if envelope.seq and envelope.seq != pos else envelope)

@@ -90,6 +90,13 @@ class Resync(Frame, frozen=True, kw_only=True, tag="resync"):
     topic: str | None = None
 
 
+class Epoch(Frame, frozen=True, tag="epoch"):
+    """The numbers of a topic go on under another epoch. Nothing is missing: only what is told in `since` changes."""
+
+    epoch: str
+    topic: str | None = None
+
+
 class TokenExpiring(Frame, frozen=True, tag="token_expiring"):
     expires_in: float
 
@@ -118,7 +125,7 @@ class Ping(Frame, frozen=True, tag="ping"):
 
 
 CONTROL_TAGS = frozenset(
-    {"welcome", "batch", "resync", "token_expiring", "token_refreshed", "error", "goaway", "ping"}
+    {"welcome", "batch", "resync", "epoch", "token_expiring", "token_refreshed", "error", "goaway", "ping"}
     | {"pong", "ack", "auth_refresh"}
 )
 """Types that belong to the protocol. No plugin may have one of these tags."""

@@ -1,7 +1,7 @@
 """The contracts that every broker and its inbox keep. One suite each, in tests/contracts/, runs on all of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -21,11 +21,13 @@ __all__ = [
     "Inbox",
     "Limits",
     "Lost",
+    "Moved",
     "Origin",
     "Person",
     "Position",
     "Published",
     "Taken",
+    "Unread",
 ]
 
 Arrive: TypeAlias = Callable[[Envelope], None]
@@ -34,6 +36,14 @@ Arrive: TypeAlias = Callable[[Envelope], None]
 
 Lost: TypeAlias = Callable[[str, "Position"], None]
 """Told that a topic's numbers do not join up with what arrived before: clients must reload, and go on from there."""
+
+
+Moved: TypeAlias = Callable[[str, "Position"], None]
+"""Told that a topic's numbers go on under another epoch, and that nothing is missing."""
+
+
+Unread: TypeAlias = Callable[[str, int], None]
+"""Told, in turn with what arrives, of a topic's event that this node cannot read, by its number."""
 
 
 Hear: TypeAlias = Callable[[bytes], None]
@@ -63,6 +73,18 @@ class History(Struct, frozen=True):
     envelopes: list[Envelope]
     complete: bool
     """Whether every number from the one asked for up to `top` is there. Never act on half a history as if it were."""
+    ages: Sequence[float] = ()
+    """Of each of `envelopes`, for how many seconds the broker has had it, by its own clock."""
+    whole: bool = True
+    """Whether number 1 is the first event there ever was, as far as the broker knows: no numbering went before."""
+    unread: frozenset[int] = frozenset()
+    """Numbers of which there are events, but none that this node can read. They count as there."""
+    past: Mapping[str, int] = {}
+    """Epochs that went before and that `top.epoch` goes on from, each with the last number that holds of it."""
+
+    def continues(self, epoch: str, seq: int) -> bool:
+        """Whether somebody who was told of `seq` in `epoch` was told of nothing that is not in this numbering."""
+        return seq <= self.top.seq if epoch == self.top.epoch else seq <= self.past.get(epoch, -1)
 
 
 class Limits(Struct, frozen=True):
@@ -96,7 +118,9 @@ class Broker(ABC):
     * Numbers of a topic are 1, 2, 3 ... within an epoch. An epoch ends when its numbering is lost.
     * Every subscribed node's `arrive` gets each envelope of a topic at most once and in the order of numbers.
     * An envelope whose policy says `keep=False` is carried without a number and not remembered.
-    * History is bounded in number, bytes and age; what falls out makes older positions incomplete, never wrong.
+    * History is bounded in number, bytes and age; what falls out makes older positions incomplete, never wrong. Its
+      age is told by the broker's clock, never by a publisher's.
+    * A number that was told of is never given to another event of its epoch, also where the broker lost some.
     """
 
     inbox: "Inbox"
@@ -106,10 +130,19 @@ class Broker(ABC):
     """The name of this node among the others."""
 
     @abstractmethod
-    async def start(self, arrive: Arrive, lost: Lost, hear: Hear = lambda _: None) -> None:
+    async def start(
+        self,
+        arrive: Arrive,
+        lost: Lost,
+        hear: Hear = lambda _: None,
+        *,
+        moved: Moved = lambda _topic, _position: None,
+        unread: Unread = lambda _topic, _seq: None,
+    ) -> None:
         """Connect. From now on `arrive` gets what is published to subscribed topics, and `lost` tells of breaks.
 
-        `hear` gets what nodes `tell` each other.
+        `hear` gets what nodes `tell` each other, `moved` tells of numbers that go on under another epoch, and `unread`
+        of events that this node cannot read.
         """
 
     @abstractmethod
@@ -130,6 +163,13 @@ class Broker(ABC):
     @abstractmethod
     async def unsubscribe(self, topic: str) -> None:
         """Undo one `subscribe`."""
+
+    @abstractmethod
+    async def catch_up(self, topic: str) -> None:
+        """Return when all that was published to a subscribed `topic` before this call has arrived, or was told as lost.
+
+        Raises `Unavailable`.
+        """
 
     @abstractmethod
     async def history(self, topic: str, after: int) -> History:

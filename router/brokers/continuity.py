@@ -3,20 +3,53 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from random import uniform
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from router.brokers.base import Position
 from router.brokers.script import AWAY, end
 from router.errors import Unavailable
 
-__all__ = ["Continuity", "Entry", "Remembered", "Topic"]
+__all__ = ["Continuity", "Ended", "Entry", "Place", "Remembered", "Topic"]
 
-Entry: TypeAlias = tuple[int, bytes]
-"""A number, and header and payload with a line end between them."""
-Remembered: TypeAlias = tuple[Position, list[Entry]]
-"""Where a topic stands, and what it remembers after some number."""
+PATIENCE = 5.0
+"""Seconds that whoever waits for what is missing waits at most."""
+
+Entry: TypeAlias = tuple[int, bytes, float]
+"""A number, header and payload with a line end between them, and its age in seconds by the server's clock."""
+
+
+class Place(Struct, frozen=True):
+    """Where a topic stands: its last number, and how many events without a number of their own were published."""
+
+    epoch: str
+    seq: int
+    loose: int = 0
+
+
+class Ended(Struct, frozen=True):
+    """Up to where an epoch that is over holds. What was told beyond it, its server has lost."""
+
+    seq: int
+    loose: int
+
+
+class Remembered(Struct, frozen=True):
+    """Where a topic stands, and what the server remembers after some number, all of one moment."""
+
+    place: Place
+    entries: list[Entry] = []
+    loose: list[Entry] = []
+    """The last events without a number of their own, by their count."""
+    past: Mapping[str, Ended] = {}
+    """The epochs that went before, of which the present one is the continuation."""
+
+    @property
+    def position(self) -> Position:
+        return Position(self.place.epoch, self.place.seq)
 
 
 class Topic:
@@ -33,8 +66,10 @@ class Topic:
         "filling",
         "idle_since",
         "last",
+        "loose",
         "ready",
         "seq",
+        "waiting",
     )
 
     def __init__(self) -> None:
@@ -43,9 +78,11 @@ class Topic:
         self.idle_since = 0.0
         self.epoch = ""
         self.seq = 0
+        self.loose = 0
+        """How many events without a number of their own came, or were published before."""
         self.last = 0
-        """Hash of what came last: after a failover another event may have its number. 0: not known."""
-        self.ahead: list[tuple[str, int, bytes]] = []
+        """Hash of what came last: another event under its number tells that numbers were given twice. 0: not known."""
+        self.ahead: list[Arrived] = []
         self.asked = 0
         """How often it was to be compared with what the server remembers."""
         self.filling = False
@@ -57,13 +94,26 @@ class Topic:
         """It has begun, or failed to."""
         self.catching_up = True
         """The position is being read; what arrives meanwhile waits in `ahead`."""
+        self.waiting: list[asyncio.Future[None]] = []
+        """Those who wait until nothing is missing."""
+
+
+class Arrived(Struct, frozen=True):
+    """One message of the topic's channel. `seq` 0: without a number of its own; `loose` counts those."""
+
+    epoch: str
+    seq: int
+    loose: int
+    rest: bytes
 
 
 class Continuity:
     """The topics that are listened to, and the check that their numbers join up.
 
     A number that comes again is dropped. One that leaves a gap waits until what is missing was brought from history.
-    What cannot be brought, or belongs to another epoch, is told to `lost`: nothing is passed over in silence.
+    Events without a number of their own are counted, and checked in the same way. An epoch may go on under another
+    name (`moved`). What cannot be brought, or belongs to another epoch, is told to `lost`: nothing is passed over in
+    silence.
     """
 
     def __init__(
@@ -72,12 +122,14 @@ class Continuity:
         renumber: Callable[[str, str], Awaitable[None]],
         deliver: Callable[[str, int, bytes], None],
         lost: Callable[[str, Position], None],
+        moved: Callable[[str, Position], None] = lambda _topic, _position: None,
     ) -> None:
         """`remembered(topic, after)` reads history, `renumber(topic, epoch)` has the server end that epoch."""
         self._remembered = remembered
         self._renumber = renumber
         self._deliver = deliver
         self._lost = lost
+        self._moved = moved
         self.topics: dict[str, Topic] = {}
         self._filling: set[asyncio.Task[None]] = set()
 
@@ -88,33 +140,40 @@ class Continuity:
     async def begin(self, name: str, topic: Topic) -> None:
         """Learn where `topic` stands; what arrives from then on counts from there."""
         asked = topic.asked
-        position, _ = await self._remembered(name, None)
-        topic.epoch, topic.seq, topic.begun = position.epoch, position.seq, True
+        place = (await self._remembered(name, None)).place
+        topic.epoch, topic.seq, topic.loose, topic.begun = place.epoch, place.seq, place.loose, True
         if not self._caught_up(name, topic, 0, asked):
             self.fill(name)
 
     def take(self, name: str, epoch: str, seq: int, rest: bytes) -> None:
-        """One message, as it arrived."""
+        """One message, as it arrived. The epoch of one without a number is followed by `/` and its count."""
         topic = self.topics.get(name)
         if topic is None:
             return
+        epoch, _, loose = epoch.partition("/")
+        arrived = Arrived(epoch, seq, int(loose or 0), rest)
         if topic.catching_up:
-            topic.ahead.append((epoch, seq, rest))
-        elif not self._accept(name, topic, (epoch, seq, rest)):
-            topic.ahead.append((epoch, seq, rest))
+            topic.ahead.append(arrived)
+        elif not self._accept(name, topic, arrived):
+            topic.ahead.append(arrived)
             self.fill(name)
 
-    def _accept(self, name: str, topic: Topic, arrived: tuple[str, int, bytes]) -> bool:
+    def _accept(self, name: str, topic: Topic, arrived: Arrived) -> bool:
         """Let one message through, or drop it because it was seen; False when something before it is missing."""
-        epoch, seq, rest = arrived
-        if seq:
-            if epoch != topic.epoch or seq > topic.seq + 1:
+        if arrived.seq:
+            if arrived.epoch != topic.epoch or arrived.seq > topic.seq + 1:
                 return False
-            if seq <= topic.seq:
+            if arrived.seq <= topic.seq:
                 return True
-            topic.seq, topic.last = seq, hash(rest)
+            topic.seq, topic.last = arrived.seq, hash(arrived.rest)
+        elif arrived.loose:  # 0: of a publisher that does not count them
+            if arrived.epoch != topic.epoch or arrived.loose > topic.loose + 1:
+                return False
+            if arrived.loose <= topic.loose:
+                return True
+            topic.loose = arrived.loose
         if topic.count:  # only what somebody here wants is worth reading
-            self._deliver(name, seq, rest)
+            self._deliver(name, arrived.seq, arrived.rest)
         return True
 
     def fill(self, name: str) -> None:
@@ -130,65 +189,105 @@ class Continuity:
             self._filling.add(task)
             task.add_done_callback(self._filling.discard)
 
+    async def filled(self, name: str) -> None:
+        """Return when all that was published before this call has been let through. Raises `Unavailable`."""
+        topic = self.topics.get(name)
+        if topic is None:
+            return
+        self.fill(name)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        topic.waiting.append(done)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await done
+        except TimeoutError:
+            raise Unavailable("the broker cannot be reached", retry_after=1.0) from None
+
     async def _fill_until_done(self, name: str, topic: Topic) -> None:
         pause = 0.05
         try:
             while self.topics.get(name) is topic:
                 old, asked = len(topic.ahead), topic.asked
                 try:
-                    await self._bring(name, topic)
+                    found = await self._bring(name, topic)
                 except (Unavailable, *AWAY):
                     await asyncio.sleep(uniform(pause / 2, pause))
                     pause = min(2.0, pause * 2)
                 else:
-                    if self._caught_up(name, topic, old, asked):
+                    if self._caught_up(name, topic, old, asked, found):
                         return
         finally:
             topic.filling = False  # in the same turn, or who asks in the next one would be overheard
 
-    async def _bring(self, name: str, topic: Topic) -> None:
-        """Let through what the server remembers beyond what was seen; tell when that does not join up."""
+    async def _bring(self, name: str, topic: Topic) -> Remembered:
+        """Let through what the server remembers beyond what was seen, and return it; tell when it does not join up."""
         seen = topic.seq
         # One more than what is missing: the last one seen must still be what it was.
-        position, entries = await self._remembered(name, max(0, seen - 1))
-        if position.epoch == topic.epoch and _forgot(position, entries, topic):
-            # A replica took over that had not got all of it. Its numbers mean other events now, to whoever saw ours.
+        found = await self._remembered(name, max(0, seen - 1))
+        if found.place.epoch == topic.epoch and _forgot(found, topic):
+            # The same numbers mean other events now, to whoever saw ours.
             await self._renumber(name, topic.epoch)
-            position, entries = await self._remembered(name, seen)
-        entries = [entry for entry in entries if entry[0] > seen]
-        if position.epoch != topic.epoch or len(entries) != position.seq - seen:
-            topic.epoch, topic.seq, topic.last = position.epoch, position.seq, 0
-            self._lost(name, position)
-            return
-        for seq, rest in entries:
-            self._accept(name, topic, (topic.epoch, seq, rest))
+            found = await self._remembered(name, seen)
+        # Where the epoch that we know ended, if it did and the present one continues it.
+        ended = Ended(seen, topic.loose) if found.place.epoch == topic.epoch else found.past.get(topic.epoch)
+        entries = [entry for entry in found.entries if entry[0] > seen]
+        if ended is None or ended.seq < seen or len(entries) != found.place.seq - seen:
+            self._begin_anew(name, topic, found)
+            return found
+        # Of those without a number our server may have lost some that came: what it counts on from is what it has.
+        counted = min(topic.loose, ended.loose)
+        loose = [entry for entry in found.loose if entry[0] > counted]
+        if len(loose) != found.place.loose - counted:
+            self._begin_anew(name, topic, found)
+            return found
+        topic.loose = counted
+        if topic.epoch != found.place.epoch:
+            topic.epoch = found.place.epoch
+            self._moved(name, found.position)
+        for seq, rest, _ in entries:
+            self._accept(name, topic, Arrived(topic.epoch, seq, 0, rest))
+        for count, rest, _ in loose:
+            self._accept(name, topic, Arrived(topic.epoch, 0, count, rest))
+        return found
 
-    def _caught_up(self, name: str, topic: Topic, old: int, asked: int) -> bool:
+    def _begin_anew(self, name: str, topic: Topic, found: Remembered) -> None:
+        """What was seen does not join up with what there is."""
+        place = found.place
+        topic.epoch, topic.seq, topic.loose, topic.last = place.epoch, place.seq, place.loose, 0
+        self._lost(name, found.position)
+
+    def _caught_up(self, name: str, topic: Topic, old: int, asked: int, found: Remembered | None = None) -> bool:
         """Let through what arrived meanwhile; False when there is a gap again, or history was `asked` for once more.
 
-        The first `old` of it came before history was read, so history has it. If not, it belongs to an epoch that is
-        over, or to a write that a failover lost.
+        The first `old` of it came before history was read (`found`), so history has it. If not, it belongs to an epoch
+        that is over, or to a write that a failover lost.
         """
         if topic.asked != asked:
             return False
         waiting, topic.ahead = topic.ahead, []
         for index, arrived in enumerate(waiting):
-            if index < old and arrived[1]:
+            if index < old and (arrived.seq or arrived.loose):
+                if found is not None and arrived.loose and not _has(found, arrived) and topic.count:
+                    self._deliver(name, 0, arrived.rest)  # nothing but this message tells of it
                 continue
             if not self._accept(name, topic, arrived):
                 topic.ahead = waiting[index:]
                 return False
         topic.catching_up = False
+        for done in topic.waiting:
+            if not done.done():
+                done.set_result(None)
+        topic.waiting.clear()
         return True
 
-    async def check(self, places: Callable[[list[str]], Awaitable[list[Position | None]]]) -> None:
+    async def check(self, places: Callable[[list[str]], Awaitable[list[Place | None]]]) -> None:
         """Compare all topics' numbers with the server's. `places` asks for many at once."""
         names = [name for name, topic in self.topics.items() if not topic.catching_up]
         with contextlib.suppress(Unavailable, *AWAY):
             for name, place in zip(names, await places(names), strict=True):
                 topic = self.topics.get(name)
                 # A number that is ahead of ours may be on its way; to look costs no more than one read.
-                if topic is not None and place != Position(topic.epoch, topic.seq):
+                if topic is not None and place != Place(topic.epoch, topic.seq, topic.loose):
                     self.fill(name)
 
     def idle(self, longer_than: float) -> list[str]:
@@ -197,9 +296,17 @@ class Continuity:
         return [name for name, topic in self.topics.items() if not topic.count and topic.idle_since <= before]
 
 
-def _forgot(position: Position, entries: list[Entry], topic: Topic) -> bool:
-    """Whether the server lost events that were seen here: it counts less, or has another under the last number."""
-    if position.seq < topic.seq:
+def _has(found: Remembered, arrived: Arrived) -> bool:
+    """Whether the server has counted this event without a number: then it was among what it remembers, or came."""
+    if arrived.epoch == found.place.epoch:
         return True
-    found = next((rest for seq, rest in entries if seq == topic.seq), None)
-    return found is not None and topic.last != 0 and hash(found) != topic.last
+    ended = found.past.get(arrived.epoch)
+    return ended is not None and arrived.loose <= ended.loose
+
+
+def _forgot(found: Remembered, topic: Topic) -> bool:
+    """Whether the server lost events that were seen here: it counts less, or has another under the last number."""
+    if found.place.seq < topic.seq:
+        return True
+    rest = next((rest for seq, rest, _ in found.entries if seq == topic.seq), None)
+    return rest is not None and topic.last != 0 and hash(rest) != topic.last

@@ -29,12 +29,13 @@ class Names(Struct, frozen=True):
     base: str
     meta: str
     log: str
+    loose: str
     channel: str
 
 
 def names_of(topic: str) -> Names:
     base = f"{PREFIX}{{{topic}}}"
-    return Names(base, f"{base}:meta", f"{base}:log", f"{base}:live")
+    return Names(base, f"{base}:meta", f"{base}:log", f"{base}:loose", f"{base}:live")
 
 
 def plain_channels(topic: str) -> tuple[str, ...]:

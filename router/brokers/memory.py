@@ -3,36 +3,56 @@
 from collections import Counter, deque
 from collections.abc import Callable
 from secrets import token_hex
-from time import time
+from time import monotonic
 
 from msgspec.structs import replace
 
-from router.brokers.base import Arrive, Arrived, Broker, Hear, History, Limits, Lost, Person, Position, Published
+from router.brokers.base import (
+    Arrive,
+    Arrived,
+    Broker,
+    Hear,
+    History,
+    Limits,
+    Lost,
+    Moved,
+    Person,
+    Position,
+    Published,
+    Unread,
+)
 from router.brokers.queue import MemoryInbox
 from router.envelope import Envelope
 
 __all__ = ["MemoryBroker"]
 
 
+REMEMBERED = 100_000
+"""Names of topics that are remembered when their numbering is forgotten."""
+
+
 class _Topic:
     """One topic's numbering and memory."""
 
-    __slots__ = ("epoch", "history", "ids", "seq", "size", "touched")
+    __slots__ = ("epoch", "history", "ids", "seq", "size", "touched", "whole")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, whole: bool) -> None:
         self.epoch = token_hex(6)
         self.seq = 0
-        self.history: deque[Envelope] = deque()
+        self.history: deque[tuple[float, Envelope]] = deque()
+        """Events, each with when it came."""
         self.ids: dict[str, int] = {}
         self.size = 0
         self.touched = now
+        self.whole = whole
+        """No numbering of this topic was forgotten before."""
 
     @property
     def position(self) -> Position:
         return Position(self.epoch, self.seq)
 
     def remember(self, envelope: Envelope, max_events: int, max_bytes: int) -> None:
-        self.history.append(envelope)
+        self.history.append((self.touched, envelope))
         self.size += len(envelope.payload or b"")
         if envelope.message_id is not None:
             self.ids[envelope.message_id] = envelope.seq
@@ -40,11 +60,11 @@ class _Topic:
             self._forget_oldest()
 
     def expire(self, before: float) -> None:
-        while self.history and self.history[0].published_at < before:
+        while self.history and self.history[0][0] < before:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
-        old = self.history.popleft()
+        _, old = self.history.popleft()
         self.size -= len(old.payload or b"")
         if old.message_id is not None:
             self.ids.pop(old.message_id, None)
@@ -112,7 +132,7 @@ class MemoryBroker(Broker):
         max_bytes: int = 16 * 1024 * 1024,
         forget: float = 3600.0,
         grace: float = 15.0,
-        clock: Callable[[], float] = time,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._max_events = max_events
         self._max_age = max_age
@@ -120,6 +140,7 @@ class MemoryBroker(Broker):
         self._forget = forget
         self._clock = clock
         self._topics: dict[str, _Topic] = {}
+        self._forgotten: dict[str, None] = {}
         self._subscribed: Counter[str] = Counter()
         self._sweep_at = 1024
         self._expire_at = 0.0
@@ -130,7 +151,15 @@ class MemoryBroker(Broker):
         self._arrive: Arrive | None = None
         self.inbox = MemoryInbox(clock=clock)
 
-    async def start(self, arrive: Arrive, lost: Lost, hear: Hear = lambda _: None) -> None:  # noqa: ARG002
+    async def start(
+        self,
+        arrive: Arrive,
+        lost: Lost,  # noqa: ARG002
+        hear: Hear = lambda _: None,  # noqa: ARG002
+        *,
+        moved: Moved = lambda _topic, _position: None,  # noqa: ARG002
+        unread: Unread = lambda _topic, _seq: None,  # noqa: ARG002
+    ) -> None:
         self._arrive = arrive  # nothing is ever lost on the way, and there is nobody to hear from
 
     async def stop(self) -> None:
@@ -170,12 +199,17 @@ class MemoryBroker(Broker):
         if self._subscribed[topic] <= 0:
             del self._subscribed[topic]
 
+    async def catch_up(self, topic: str) -> None:
+        """All has arrived as soon as it is published."""
+
     async def history(self, topic: str, after: int) -> History:
         kept = self._topic(topic)
-        kept.expire(self._clock() - self._max_age)
-        envelopes = [envelope for envelope in kept.history if envelope.seq > after]
-        complete = after <= kept.seq and len(envelopes) == kept.seq - after
-        return History(kept.position, envelopes, complete)
+        now = self._clock()
+        kept.expire(now - self._max_age)
+        found = [(now - at, envelope) for at, envelope in kept.history if envelope.seq > after]
+        complete = after <= kept.seq and len(found) == kept.seq - after
+        envelopes = [envelope for _, envelope in found]
+        return History(kept.position, envelopes, complete, ages=[age for age, _ in found], whole=kept.whole)
 
     async def claim(self, user: str, project: str, limits: Limits) -> str | None:
         if self._connections >= limits.system:
@@ -223,7 +257,7 @@ class MemoryBroker(Broker):
         if topic is None:
             if len(self._topics) >= self._sweep_at:
                 self._sweep()
-            topic = self._topics[name] = _Topic(self._clock())
+            topic = self._topics[name] = _Topic(self._clock(), whole=name not in self._forgotten)
         return topic
 
     def _expire(self, now: float) -> None:
@@ -239,4 +273,8 @@ class MemoryBroker(Broker):
         for name, topic in list(self._topics.items()):
             if name not in self._subscribed and (topic.seq == 0 or topic.touched < now - self._forget):
                 del self._topics[name]
+                if topic.seq or not topic.whole:
+                    self._forgotten[name] = None
+        while len(self._forgotten) > REMEMBERED:
+            del self._forgotten[next(iter(self._forgotten))]
         self._sweep_at = max(1024, 2 * len(self._topics))

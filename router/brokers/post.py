@@ -9,7 +9,10 @@ from router.brokers.layout import encode_header, names_of
 from router.brokers.script import Scripts
 from router.envelope import Envelope
 
-__all__ = ["Post", "published"]
+__all__ = ["FORGET", "Post", "published"]
+
+FORGET = 7 * 24 * 3600.0
+"""Seconds after a topic's last event in which its numbers are not given again, and `since=0` is told that some are gone."""
 
 Answer: TypeAlias = tuple[bytes, int, int]
 
@@ -28,13 +31,13 @@ class Post:
         *,
         max_events: int = 1000,
         max_age: float = 300.0,
-        forget: float = 24 * 3600.0,
+        forget: float = FORGET,
     ) -> None:
         """`max_age`, `forget`: seconds that events, and a topic's numbering, are remembered after the last of them."""
         self._scripts = scripts
         self._verb = verb
         self._max_events = max_events
-        self._log_ms = int(max_age * 1000)
+        self.log_ms = int(max_age * 1000)
         self.meta_ms = int(max(forget, 2 * max_age) * 1000)
 
     async def publish(self, envelope: Envelope) -> Published:
@@ -51,7 +54,7 @@ class Post:
             token_hex(8),
             self._verb,
             self._max_events,
-            self._log_ms,
+            self.log_ms,
             self.meta_ms,
             int(envelope.policy.keep),
         )

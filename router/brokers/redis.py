@@ -12,12 +12,25 @@ from msgspec import MsgspecError
 from msgspec.json import encode
 
 from router.audience import Audience, Identity
-from router.brokers.base import Arrive, Arrived, Broker, Hear, History, Limits, Lost, Person, Position, Published
-from router.brokers.continuity import Continuity, Remembered, Topic
+from router.brokers.base import (
+    Arrive,
+    Arrived,
+    Broker,
+    Hear,
+    History,
+    Limits,
+    Lost,
+    Moved,
+    Person,
+    Position,
+    Published,
+    Unread,
+)
+from router.brokers.continuity import Continuity, Ended, Entry, Place, Remembered, Topic
 from router.brokers.layout import Header, decode_header, names_of, plain_channels, topic_of
 from router.brokers.lease import Lease
 from router.brokers.link import link_to
-from router.brokers.post import Post
+from router.brokers.post import FORGET, Post
 from router.brokers.rate import Rates
 from router.brokers.roster import Roster
 from router.brokers.script import AWAY, Scripts, away, end
@@ -55,7 +68,7 @@ class RedisBroker(Broker):
         *,
         max_events: int = 1000,
         max_age: float = 300.0,
-        forget: float = 24 * 3600.0,
+        forget: float = FORGET,
         lease: float = 15.0,
         grace: float = 15.0,
         linger: float = 30.0,
@@ -78,7 +91,7 @@ class RedisBroker(Broker):
         self._scripts = Scripts(self._redis, refresh=self._link.refresh, lane_of=self._link.lane_of)
         self._post = Post(self._scripts, self._link.verb, max_events=max_events, max_age=max_age, forget=forget)
         self._subscriber = Subscriber(self._link, self._own_channel, self._take, self._missed)
-        self._continuity = Continuity(self._remembered, self._renumber, self._deliver, self._tell_lost)
+        self._continuity = Continuity(self._remembered, self._renumber, self._deliver, self._tell_lost, self._tell_moved)
         self._lease = Lease(self._scripts, self.node, lease, grace)
         self._rates = Rates(self._scripts)
         self._seats = Seats(self._lease, self._rates)
@@ -88,11 +101,22 @@ class RedisBroker(Broker):
         self._arrive: Arrive = lambda _: None
         self._lost: Lost = lambda _topic, _position: None
         self._hear: Hear = lambda _: None
+        self._moved: Moved = lambda _topic, _position: None
+        self._unread: Unread = lambda _topic, _seq: None
 
     # -- life
 
-    async def start(self, arrive: Arrive, lost: Lost, hear: Hear = lambda _: None) -> None:
+    async def start(
+        self,
+        arrive: Arrive,
+        lost: Lost,
+        hear: Hear = lambda _: None,
+        *,
+        moved: Moved = lambda _topic, _position: None,
+        unread: Unread = lambda _topic, _seq: None,
+    ) -> None:
         self._arrive, self._lost, self._hear = arrive, lost, hear
+        self._moved, self._unread = moved, unread
         try:
             await self._redis.ping()
             await self._subscriber.start()
@@ -139,23 +163,38 @@ class RedisBroker(Broker):
     # -- history
 
     async def history(self, topic: str, after: int) -> History:
-        position, entries = await self._remembered(topic, after)
-        oldest = time.time() - self._max_age
-        envelopes = []
-        complete = after <= position.seq and len(entries) == position.seq - after
-        for seq, rest in entries:
-            envelope = self._envelope(topic, seq, rest)
-            if envelope is not None and envelope.published_at and envelope.published_at < oldest:
+        found = await self._remembered(topic, after)
+        top = found.position
+        envelopes, ages, unread = [], [], set()
+        complete = after <= top.seq and len(found.entries) == top.seq - after
+        for seq, rest, age in found.entries:
+            if age > self._max_age:
                 complete = False
-            elif envelope is not None:
+                continue
+            envelope = self._envelope(topic, seq, rest)
+            if envelope is None:
+                unread.add(seq)
+            else:
                 envelopes.append(envelope)
-        return History(position, envelopes, complete)
+                ages.append(age)
+        past = {epoch: ended.seq for epoch, ended in found.past.items()}
+        return History(top, envelopes, complete, ages=ages, unread=frozenset(unread), past=past)
+
+    async def catch_up(self, topic: str) -> None:
+        await self._continuity.filled(topic)
 
     async def _remembered(self, topic: str, after: int | None) -> Remembered:
         names = names_of(topic)
-        arguments = ("" if after is None else after, token_hex(8), self._post.meta_ms)
-        epoch, seq, found = await self._scripts.run("history", (names.meta, names.log), arguments)
-        return Position(epoch.decode(), seq), [(int(id_.partition(b"-")[0]), _text(flat)) for id_, flat in found]
+        arguments = ("" if after is None else after, token_hex(8), self._post.log_ms)
+        answer = await self._scripts.run("history", (names.meta, names.log, names.loose), arguments)
+        epoch, seq, loose, past, now, entries, loose_entries = answer
+        words = iter(past.decode().split())
+        return Remembered(
+            Place(epoch.decode(), seq, loose),
+            [_entry(each, now) for each in entries],
+            [_entry(each, now) for each in loose_entries],
+            {name: Ended(int(last), int(count)) for name, last, count in zip(words, words, words, strict=True)},
+        )
 
     async def _renumber(self, topic: str, epoch: str) -> None:
         log.error("the broker lost events that it had told of: %s starts anew", topic, extra={"event": "epoch_ended"})
@@ -226,6 +265,11 @@ class RedisBroker(Broker):
         envelope = self._envelope(topic, seq, rest)
         if envelope is not None:
             self._arrive(envelope)
+        elif seq:
+            self._unread(topic, seq)
+
+    def _tell_moved(self, topic: str, position: Position) -> None:
+        self._moved(topic, position)
 
     def _tell_lost(self, topic: str, position: Position) -> None:
         self._lost(topic, position)
@@ -285,14 +329,19 @@ class RedisBroker(Broker):
         """Compare all topics' numbers with the server's, and fetch what is missing."""
         await self._continuity.check(self._places)
 
-    async def _places(self, topics: list[str]) -> list[Position | None]:
+    async def _places(self, topics: list[str]) -> list[Place | None]:
         """Where `topics` stand, in one round trip. What is listened to is also kept from being forgotten."""
         async with self._redis.pipeline(transaction=False) as pipeline:
             for topic in topics:
-                pipeline.hmget(names_of(topic).meta, "epoch", "seq")
-                pipeline.pexpire(names_of(topic).meta, self._post.meta_ms)
+                pipeline.hmget(names_of(topic).meta, "epoch", "seq", "loose")
             answers = await pipeline.execute()
-        return [None if epoch is None else Position(epoch.decode(), int(seq)) for epoch, seq in answers[::2]]
+            for topic, (_, seq, loose) in zip(topics, answers, strict=True):
+                used = int(seq or 0) + int(loose or 0)
+                pipeline.pexpire(names_of(topic).meta, self._post.meta_ms if used else self._post.log_ms)
+            await pipeline.execute()
+        return [
+            None if epoch is None else Place(epoch.decode(), int(seq), int(loose or 0)) for epoch, seq, loose in answers
+        ]
 
     # -- who is here, and how many
 
@@ -328,9 +377,13 @@ class RedisBroker(Broker):
         return node_channel(self.node)
 
 
-def _text(flat: list[bytes]) -> bytes:
-    """Header and event of an entry, as they also arrive live; nothing, of one that somebody else wrote."""
-    return flat[flat.index(b"e") + 1] if b"e" in flat else b""
+def _entry(entry: tuple[bytes, list[bytes]], now: int) -> Entry:
+    """Number, header and event, and age of an entry; of one that somebody else wrote there may be only the number."""
+    id_, flat = entry
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    at = fields.get(b"t", b"")
+    age = max(0.0, (now - int(at)) / 1000) if at.isdigit() else 0.0
+    return int(id_.partition(b"-")[0]), fields.get(b"e", b""), age
 
 
 def _only(header: Header) -> frozenset[str] | None:

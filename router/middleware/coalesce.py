@@ -35,6 +35,7 @@ class Coalesce:
         self._report = report
         self._fault = fault
         self._windows: dict[str, Window] = {}
+        self._forward: dict[str, Forward] = {}
         self._timers: dict[str, float] = {}
         self._sweep_at = 1024
 
@@ -50,19 +51,21 @@ class Coalesce:
         else:
             await forward(envelope)
 
-    def holds(self, envelope: Envelope) -> bool:
-        """Whether this outbound event, or one that it was merged into, is held back at the moment."""
-        window = self._windows.get(envelope.topic)
-        return window is not None and window.holds(envelope)
-
-    def held_since(self, topic: str) -> int | None:
-        """The lowest number of `topic` that is held back; None while none is."""
+    def held(self, topic: str) -> frozenset[int]:
+        """The numbers of `topic` that are held back at the moment."""
         window = self._windows.get(topic)
-        return None if window is None else window.held_since()
+        return frozenset() if window is None else window.held()
+
+    async def release(self, topic: str, has: Callable[[int], bool]) -> None:
+        """Send on, before its time, what somebody who `has` some of it must not get again, merged with more."""
+        window = self._windows.get(topic)
+        if window is not None and (released := window.release(has, self._clock())):
+            await _forward_each(released, self._forward[topic])
 
     def forget(self, topic: str) -> None:
         """Drop what is held of `topic`: its numbering has ended, or nobody is here to be sent it."""
         self._windows.pop(topic, None)
+        self._forward.pop(topic, None)
         self._timers.pop(topic, None)
 
     async def _offer(self, key: str, envelope: Envelope, forward: Forward, deliver: Latest | None) -> None:
@@ -70,6 +73,7 @@ class Coalesce:
         if window is None:
             self._sweep()
             window = self._windows[key] = Window(self._every, fault=self._fault)
+        self._forward[key] = forward
         released, merged = window.offer(envelope, self._clock(), deliver)
         if self._report is not None:
             for absorbed in merged:
@@ -101,6 +105,7 @@ class Coalesce:
         if len(self._windows) >= self._sweep_at:
             now = self._clock()
             self._windows = {key: window for key, window in self._windows.items() if not window.idle(now)}
+            self._forward = {key: forward for key, forward in self._forward.items() if key in self._windows}
             self._sweep_at = max(1024, 2 * len(self._windows))
 
 

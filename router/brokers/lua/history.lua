@@ -1,13 +1,28 @@
--- Where a topic stands and what it remembers after a number, both of the same moment.
--- KEYS: 1 meta  2 log     ARGV: 1 after this number  2 epoch to begin with, should there be none  3 meta's life in ms
--- Returns { epoch, seq, entries }.
-local epoch = redis.call('HGET', KEYS[1], 'epoch')
+-- Where a topic stands and what it remembers after a number, all of the same moment.
+-- KEYS: 1 meta  2 log  3 loose (stream of the last events without a number of their own, entry id = count)
+-- ARGV: 1 after this number; nothing: no entries  2 epoch to begin with, should one begin  3 life in ms of a numbering
+--       that nothing was published under
+-- Returns { epoch, seq, loose, past, now in ms, entries, loose entries }; see `publish` for `past`.
+local meta, log = KEYS[1], KEYS[2]
+local run = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
+local epoch, seq, loose, was, past = unpack(redis.call('HMGET', meta, 'epoch', 'seq', 'loose', 'run', 'past'))
+seq, loose, past = tonumber(seq or 0), tonumber(loose or 0), past or ''
 if not epoch then
   epoch = ARGV[2]
-  redis.call('DEL', KEYS[2])
-  redis.call('HSET', KEYS[1], 'epoch', epoch, 'seq', 0)
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  redis.call('DEL', log, KEYS[3])
+  redis.call('HSET', meta, 'epoch', epoch, 'seq', 0, 'run', run)
+  redis.call('PEXPIRE', meta, ARGV[3])
+elseif was ~= run then
+  if was then
+    past = past .. epoch .. ' ' .. seq .. ' ' .. loose .. ' '
+    while #past > 1000 do past = string.gsub(past, '^%S+ %S+ %S+ ', '', 1) end
+    epoch = ARGV[2]
+  end
+  redis.call('HSET', meta, 'epoch', epoch, 'run', run, 'past', past)
 end
-local seq = tonumber(redis.call('HGET', KEYS[1], 'seq'))
-if ARGV[1] == '' or tonumber(ARGV[1]) >= seq then return { epoch, seq, {} } end
-return { epoch, seq, redis.call('XRANGE', KEYS[2], (tonumber(ARGV[1]) + 1) .. '-0', '+') }
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if ARGV[1] == '' then return { epoch, seq, loose, past, now, {}, {} } end
+local entries = {}
+if tonumber(ARGV[1]) < seq then entries = redis.call('XRANGE', log, (tonumber(ARGV[1]) + 1) .. '-0', '+') end
+return { epoch, seq, loose, past, now, entries, redis.call('XRANGE', KEYS[3], '-', '+') }

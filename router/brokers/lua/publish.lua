@@ -1,40 +1,57 @@
 -- Number one event, remember it, carry it. One round trip; the same id again changes nothing.
--- KEYS: 1 meta (hash: epoch, seq)  2 log (stream, entry id = number)  3 id of the message, or meta again when it has none
--- ARGV: 1 header (JSON), line feed, event (JSON)  2 sixteen random letters: the mark of this call, and the epoch to
---       begin with should there be none  3 PUBLISH or SPUBLISH  4 most entries  5 log's life in ms  6 meta's life in ms
---       7 keep: 1 or 0  8 1 when this is a repeated try
+-- KEYS: 1 meta (hash: epoch, seq, loose, run, past)  2 log (stream, entry id = number)
+--       3 id of the message, or meta again when it has none
+-- ARGV: 1 header (JSON), line feed, event (JSON)  2 sixteen random letters: the mark of this call, and the epoch, should
+--       one begin  3 PUBLISH or SPUBLISH  4 most entries  5 log's life in ms  6 meta's life in ms  7 keep: 1 or 0
+--       8 1 when this is a repeated try
 -- Returns { epoch, seq, duplicate }. The channel is the meta key with `live` for `meta`.
-local channel = string.sub(KEYS[1], 1, -5) .. 'live'
-local epoch = redis.call('HGET', KEYS[1], 'epoch')
+local meta, log, mark = KEYS[1], KEYS[2], ARGV[2]
+local base = string.sub(meta, 1, -5)
+local run = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
+local epoch, seq, loose, was, past = unpack(redis.call('HMGET', meta, 'epoch', 'seq', 'loose', 'run', 'past'))
+past = past or ''
 if not epoch then
   -- The numbering is gone (expired, evicted, flushed): what is in the log belongs to no epoch any more.
-  epoch = ARGV[2]
-  redis.call('DEL', KEYS[2])
-  redis.call('HSET', KEYS[1], 'epoch', epoch, 'seq', 0)
+  epoch = mark
+  redis.call('DEL', log, base .. 'loose')
+  redis.call('HSET', meta, 'epoch', epoch, 'seq', 0, 'run', run)
+elseif was ~= run then
+  -- Another server, or this one after a restart: it may have less than was told of. What it has goes on under a new
+  -- epoch; `past` says up to where the old one holds.
+  if was then
+    past = past .. epoch .. ' ' .. seq .. ' ' .. (loose or 0) .. ' '
+    while #past > 1000 do past = string.gsub(past, '^%S+ %S+ %S+ ', '', 1) end
+    epoch = mark
+  end
+  redis.call('HSET', meta, 'epoch', epoch, 'run', run, 'past', past)
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[6])
-if ARGV[7] == '0' then
-  redis.call(ARGV[3], channel, epoch .. ' 0 ' .. ARGV[1])
-  return { epoch, 0, 0 }
-end
-if KEYS[3] ~= KEYS[1] then
+redis.call('PEXPIRE', meta, ARGV[6])
+local keep = ARGV[7] == '1'
+local counter, stream, most = 'seq', log, ARGV[4]
+if not keep then counter, stream, most = 'loose', base .. 'loose', 100 end
+if KEYS[3] ~= meta then
   local known = redis.call('GET', KEYS[3])
   if known then
     local known_epoch, known_seq = string.match(known, '^(%S+) (%d+)$')
-    if known_epoch == epoch then return { epoch, tonumber(known_seq), 1 } end
+    if known_epoch == epoch or string.find(past, known_epoch .. ' ', 1, true) then
+      return { epoch, tonumber(known_seq), 1 }
+    end
   end
 elseif ARGV[8] == '1' then
-  for _, entry in ipairs(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', ARGV[4])) do
+  for _, entry in ipairs(redis.call('XREVRANGE', stream, '+', '-', 'COUNT', most)) do
     for i = 1, #entry[2], 2 do
-      if entry[2][i] == 'm' and entry[2][i + 1] == ARGV[2] then
-        return { epoch, tonumber(string.match(entry[1], '^%d+')), 1 }
+      if entry[2][i] == 'm' and entry[2][i + 1] == mark then
+        return { epoch, keep and tonumber(string.match(entry[1], '^%d+')) or 0, 1 }
       end
     end
   end
 end
-local seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
-redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[4], seq .. '-0', 'm', ARGV[2], 'e', ARGV[1])
-redis.call('PEXPIRE', KEYS[2], ARGV[5])
-if KEYS[3] ~= KEYS[1] then redis.call('SET', KEYS[3], epoch .. ' ' .. seq, 'PX', ARGV[5]) end
-redis.call(ARGV[3], channel, epoch .. ' ' .. seq .. ' ' .. ARGV[1])
+local time = redis.call('TIME')
+local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+local number = redis.call('HINCRBY', meta, counter, 1)
+redis.call('XADD', stream, 'MAXLEN', most, number .. '-0', 'm', mark, 't', now, 'e', ARGV[1])
+redis.call('PEXPIRE', stream, ARGV[5])
+seq = keep and number or 0
+if KEYS[3] ~= meta then redis.call('SET', KEYS[3], epoch .. ' ' .. seq, 'PX', ARGV[5]) end
+redis.call(ARGV[3], base .. 'live', epoch .. (keep and '' or '/' .. number) .. ' ' .. seq .. ' ' .. ARGV[1])
 return { epoch, seq, 0 }
