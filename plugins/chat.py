@@ -49,7 +49,7 @@ chat_message = Plugin(ChatMessage, Policy(send="chat"), say)
 chat_response_chunk = Plugin(
     ChatResponseChunk,
     Policy(
-        deliver=Append(by=("stream_id",), field="content", ends="is_complete"),
+        deliver=Append(by=("stream_id",), field="content", ends="is_complete", index="index"),
         lapse=Lapse(after=60.0, close=lost),
     ),
 )

@@ -200,7 +200,7 @@ def _policy_flaw(plugin: Plugin, name: str, fields: set[str]) -> str | None:
         return f"`deliver` of {name} is {deliver!r}; it is one of Now(), Latest(), Merge(), Append()"
     wanted = set(deliver.by)
     if isinstance(deliver, Append):
-        wanted |= {deliver.field} | ({deliver.ends} if deliver.ends else set())
+        wanted |= {deliver.field, *filter(None, (deliver.ends, deliver.index))}
     if missing := sorted(wanted - fields):
         return f"`deliver` of {name} names the field `{missing[0]}`, which {name} does not have"
     if isinstance(deliver, Append):

@@ -71,6 +71,8 @@ class Append(Struct, frozen=True):
     every: float | None = 0.04
     ends: str | None = None
     """A field that is true on a stream's last piece: that one goes at once, with what is pending."""
+    index: str | None = None
+    """A field that counts a stream's pieces from 0: the piece with 0 is known to be its beginning."""
 
 
 class Lapse(Struct, frozen=True):

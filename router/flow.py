@@ -35,7 +35,7 @@ from router.pacing import TokenBucket
 from router.pipeline import DELIVERED, Middleware, Pipeline
 from router.presence import Presence, PresenceUpdate
 from router.receipt import Receipt, Receipts
-from router.recovery import Recovery, Since
+from router.recovery import Recovery, Since, Start
 from router.room import Port
 from router.session import Session
 from router.tracing import SpanKind, Tracing, valid_traceparent
@@ -93,7 +93,7 @@ class Router:
         self.dispatch = Dispatch(catalog, self.tracing, max_event=pace.max_event, wall=wall)
         self.hub = Hub(acknowledged_within=pace.ack_after, clock=clock)
         self.presence = Presence(broker, self._announce)
-        self.lapses = Lapses(wall)
+        self.lapses = Lapses(clock)
         self.receipts = Receipts()
         self.census = Census(broker, self.receipts, self._expected)
         self.auth = Auth(authenticate, wall, self._suspend, grace=pace.token_grace)
@@ -125,7 +125,9 @@ class Router:
 
     async def start(self) -> None:
         """Connect the broker."""
-        await self.broker.start(self.arrive, self._lost, self.census.hear)
+        await self.broker.start(
+            self.arrive, self._lost, self.census.hear, moved=self._epoch_moved, unread=self._unreadable
+        )
 
     async def stop(self) -> None:
         """Let what is under way finish, then let go of broker and audit log."""
@@ -197,6 +199,14 @@ class Router:
         """The broker lost the thread of `topic`: whoever listens here must reload."""
         self._lanes.put(topic, partial(self._recovery.restart, topic, position))
 
+    def _epoch_moved(self, topic: str, position: Position) -> None:
+        """The numbers of `topic` go on under another epoch."""
+        self._lanes.put(topic, partial(self._recovery.move, topic, position))
+
+    def _unreadable(self, topic: str, seq: int) -> None:
+        """There is an event that this node cannot read."""
+        self._lanes.put(topic, partial(self._recovery.unread, topic, seq))
+
     async def _deliver(self, envelope: Envelope) -> None:
         try:
             attributes = {"messaging.operation.type": "process", "messaging.message.id": str(envelope.seq)}
@@ -208,10 +218,10 @@ class Router:
             self._recovery.passed(envelope)
 
     async def _to_hub(self, envelope: Envelope) -> None:
-        if envelope.published_at and not envelope.replay:
+        if envelope.published_at:
             self.metrics.latency.observe(max(0.0, self._wall() - envelope.published_at))
         self.lapses.note(envelope)
-        await self.hub.deliver(envelope)
+        await self.hub.deliver(self._recovery.spare(envelope))
         if not self._lanes.busy(envelope.topic):  # a middleware forwards it later, out of turn
             self._lanes.put(envelope.topic, _nothing)
 
@@ -360,13 +370,26 @@ class Router:
     # -- sessions
 
     async def open(self, session: Session, port: Port, since: Since | None, ping_every: float) -> bool:
+        """`prepare` and `enter` in one."""
+        return await self.enter(session, port, await self.prepare(session, since), since, ping_every)
+
+    async def prepare(self, session: Session, since: Since | None) -> dict[str, Start]:
+        """Listen for `session` to its topics, before it is accepted. Call `close` in any case.
+
+        `since`: what it has, by topic. Raises `Unavailable`.
+        """
+        return await self._recovery.prepare(session, since)
+
+    async def enter(
+        self, session: Session, port: Port, starts: dict[str, Start], since: Since | None, ping_every: float
+    ) -> bool:
         """Let `session` in: tell it where it stands, bring it up to date, and have it hear what comes.
 
-        `since`: what it has, by topic. Returns whether it was recovered. Call `close` in any case.
+        `starts`: what `prepare` returned. Returns whether it was recovered.
         """
-        self.hub.add(session, port)
         self.auth.watch(session.id, session.identity.expires_at)
-        return await self._recovery.open(session, since, ping_every, self._remaining(session.identity))
+        left = self._remaining(session.identity)
+        return await self._recovery.enter(session, port, starts, since, ping_every, left)
 
     async def close(self, session: Session) -> None:
         """`session` is gone."""

@@ -22,6 +22,7 @@ from router.brokers.base import Limits
 from router.errors import BadMessage, CloseCode, Disconnect, Unavailable, clip_reason, place
 from router.flow import Router
 from router.port import AsgiPort, DirectPort, port_for
+from router.recovery import Since, Start
 from router.session import Bookmark, Session, topics_of
 from router.tracing import SpanKind, valid_traceparent
 from router.upkeep import Upkeep
@@ -116,10 +117,13 @@ class Gateway:
                 yield  # the listener reads the disconnect and unwinds
             return
         socket.participant, socket.router = session, self._router
-        entered = False
+        entered = accepted = False
         try:
+            # It listens before it is accepted: a client that has no other mark than `open` hears all from there on.
+            starts = await self._router.prepare(session, since)
             await socket.accept(subprotocols=None if session.plain else wire.SUBPROTOCOL)
-            await self._enter(socket, session, since)
+            accepted = True
+            await self._enter(socket, session, starts, since)
             entered = True
             yield
         except WebSocketDisconnect as gone:
@@ -129,8 +133,14 @@ class Gateway:
             self._router.metrics.error(str(socket.code))
             await _close(socket, ended)
         except Unavailable as away:
-            socket.code = int(CloseCode.OVERLOAD)
-            await _close(socket, Disconnect(CloseCode.OVERLOAD, away.message, retry_after=self._door.retry_after))
+            overload = Disconnect(CloseCode.OVERLOAD, away.message, retry_after=self._door.retry_after)
+            socket.code = int(overload.code)
+            self._router.metrics.error(str(socket.code))
+            if accepted:
+                await _close(socket, overload)
+            else:
+                await _refuse(socket, overload)
+                socket.over = True
         except OSError:
             log.debug("gone in the middle of the handshake")  # uvicorn's ClientDisconnected
         except Exception as error:  # our own bug: tell neither client nor log what was in the message
@@ -175,8 +185,10 @@ class Gateway:
         session = Session(uuid4().hex, identity, project, plain=plain, topics=topics)
         return session, parse_since(query.get("since", [None])[0], topics)
 
-    async def _enter(self, socket: GatewaySocket, session: Session, since: Any) -> None:
-        """Let an accepted connection take part."""
+    async def _enter(
+        self, socket: GatewaySocket, session: Session, starts: dict[str, Start], since: Since | None
+    ) -> None:
+        """Let an accepted connection take part. Nothing is awaited before the router has it."""
         router = self._router
         socket.began = time.monotonic()
         socket.port = port = port_for(socket.scope, socket.send)
@@ -191,7 +203,7 @@ class Gateway:
         port.listen(writable, lambda: self._goodbye(session))
         router.metrics.opened(recovering=any(epoch for epoch, _ in (since or {}).values()))
         self._upkeep.add(session)
-        recovered = await router.open(session, port, since, self._upkeep.ping_every)
+        recovered = await router.enter(session, port, starts, since, self._upkeep.ping_every)
         await router.presence.enter(session.project, session.user)
         socket.present = True
         _log_connection("websocket_connected", session, recovered=recovered)

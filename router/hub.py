@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from router import wire
 from router.envelope import Envelope
@@ -31,7 +32,6 @@ class Hub:
         self._ports: dict[Session, Port] = {}
         self._by_id: dict[str, Session] = {}
         self._rooms: dict[str, Room] = {}
-        self._replays: dict[str, list[Envelope]] = {}
         self._given_up: list[tuple[Session, Envelope]] = []
         self.slow: dict[Session, float] = {}
         """Sessions that do not read fast enough, and since when."""
@@ -39,6 +39,8 @@ class Hub:
         """Sessions whose token has expired: they get nothing until they bring a fresh one."""
         self.awaiting: set[Session] = set()
         """Sessions that have something unacknowledged."""
+        self.floors: dict[str, int] = {}
+        """By topic, the position that no frame may pass, because what follows could not be sent to anybody here."""
 
     def __len__(self) -> int:
         return len(self._ports)
@@ -133,7 +135,15 @@ class Hub:
         everybody = [session for session in self._ports if topic in session.topics]
         for session in everybody:
             session.bookmarks[topic] = bookmark
+            if session.unacknowledged:
+                self.refile(session, partial(session.forget_numbers, topic))
         return everybody
+
+    def say_to_all(self, topic: str, payload: bytes) -> None:
+        """Write one frame that is not an event to everybody who listens to `topic` and speaks our protocol."""
+        for session in self._ports:
+            if topic in session.topics and not session.plain:
+                self.say(session, payload)
 
     def pause(self, session: Session) -> None:
         """`session` reads too slowly: out of the fast set until it has caught up."""
@@ -158,10 +168,7 @@ class Hub:
     async def deliver(self, envelope: Envelope) -> None:
         """Take one envelope that came through the pipeline. It is written at the next `flush` of its topic."""
         only = envelope.audience.only
-        if envelope.replay:
-            # One that a middleware forwards when the catching up is over comes too late: nobody waits for it.
-            self._replays.get(envelope.topic, []).append(envelope)
-        elif only is None:
+        if only is None:
             room = self._rooms.get(envelope.topic)
             if room is not None:
                 room.queue.append(envelope)
@@ -183,13 +190,14 @@ class Hub:
         count = 0
         while room.queue:
             envelopes, room.queue = cut(room.queue)
-            room.advance(envelopes)
-            count += await self._write(room, envelopes)
+            floor = self.floors.get(topic)
+            room.advance(envelopes, floor)
+            count += await self._write(room, envelopes, floor)
         if not room.cohorts and self._rooms.get(topic) is room:
             del self._rooms[topic]
         return count
 
-    async def _write(self, room: Room, envelopes: Sequence[Envelope]) -> int:
+    async def _write(self, room: Room, envelopes: Sequence[Envelope], floor: int | None) -> int:
         views: Views = {}
         critical = any(envelope.requires_ack for envelope in envelopes)
         picky = any(envelope.audience.without for envelope in envelopes)
@@ -214,10 +222,10 @@ class Hub:
                 if picky:
                     for session, write in zip(sessions[start : start + SLICE], part, strict=True):
                         theirs = [i for i in chosen if session.id not in envelopes[i].audience.without]
-                        for data in view(views, cohort, envelopes, theirs):
+                        for data in view(views, cohort, envelopes, theirs, floor):
                             _put(write, data)
                 else:
-                    for data in view(views, cohort, envelopes, chosen):
+                    for data in view(views, cohort, envelopes, chosen, floor):
                         for write in part:
                             try:
                                 write(data)
@@ -266,14 +274,6 @@ class Hub:
             and session in room.cohorts.get(self._cohort(session, port, topic), ())
         )
 
-    def collect(self, topic: str) -> list[Envelope]:
-        """From now on what is replayed of `topic` lands in the returned list, until `collected`."""
-        return self._replays.setdefault(topic, [])
-
-    def collected(self, topic: str) -> None:
-        """See `collect`."""
-        self._replays.pop(topic, None)
-
     # -- acknowledgement
 
     def _expect_acks(self, session: Session, envelopes: Sequence[Envelope]) -> None:
@@ -302,6 +302,11 @@ class Hub:
                 self.awaiting.discard(session)
         return done
 
+    def _again(self, envelope: Envelope, session: Session) -> bytes:
+        floors = (session.floor(envelope.topic), self.floors.get(envelope.topic))
+        floor = min((f for f in floors if f is not None), default=None)
+        return wire.numbered(envelope, floor=floor, redelivered=True)
+
     async def redeliver(self, now: float, tries: int) -> list[tuple[Session, Envelope]]:
         """Send again what is due. Returns what is given up: sent `tries` times in vain, or crowded out.
 
@@ -324,7 +329,7 @@ class Hub:
                 if not again.audience.includes(session.id, session.grants):
                     self.acknowledge(session, message_id=id_, pos=None)  # no longer meant for this person
                     continue
-                self.say(session, wire.body(again) if session.plain else _again(again, session))
+                self.say(session, wire.body(again) if session.plain else self._again(again, session))
         return given_up
 
 
@@ -332,7 +337,3 @@ def _put(write: Write, data: bytes) -> None:
     """Write to one connection, which may have been cut in this very turn of the loop."""
     with suppress(RuntimeError):
         write(data)
-
-
-def _again(envelope: Envelope, session: Session) -> bytes:
-    return wire.numbered(envelope, floor=session.floor(envelope.topic), redelivered=True)

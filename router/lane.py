@@ -38,15 +38,19 @@ class Lanes:
 
     async def run(self, topic: str, job: Callable[[], Awaitable[R]]) -> R:
         """Run `job` in its turn and return what it returned. In an idle topic that is here and now."""
-        if topic not in self._waiting:
-            self._waiting[topic] = deque()
-            try:
-                return await job()
-            finally:
-                if self._waiting[topic]:
-                    self._start(topic)
-                else:
-                    del self._waiting[topic]
+        if topic in self._waiting:
+            return await self.ask(topic, job)
+        self._waiting[topic] = deque()
+        try:
+            return await job()
+        finally:
+            if self._waiting[topic]:
+                self._start(topic)
+            else:
+                del self._waiting[topic]
+
+    def ask(self, topic: str, job: Callable[[], Awaitable[R]]) -> "asyncio.Future[R]":
+        """As `run`, but the turn is taken at once: what is put after this call comes after `job`."""
         done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
 
         async def in_turn() -> None:
@@ -64,8 +68,8 @@ class Lanes:
                 if not done.cancelled():
                     done.set_result(result)
 
-        self._waiting[topic].append(in_turn)
-        return await done
+        self.put(topic, in_turn)
+        return done
 
     def busy(self, topic: str) -> bool:
         """Whether `topic` has work, so that it will be settled after it."""

@@ -31,13 +31,14 @@ class Pipeline:
         self._end = end
         self._report = report
 
-    async def __call__(self, envelope: Envelope) -> None:
-        """Run `envelope` through. Raises what a middleware or the end raised, after reporting it."""
+    async def __call__(self, envelope: Envelope, to: Forward | None = None) -> None:
+        """Run `envelope` through, to the end or `to` another. Raises what was raised on the way, after reporting it."""
         arrived: list[Envelope] = []
+        reach = to or self._end
 
         async def end(envelope: Envelope) -> None:
             arrived.append(envelope)
-            await self._end(envelope)
+            await reach(envelope)
             self._report(envelope, DELIVERED)
 
         forward: Forward = end

@@ -73,12 +73,15 @@ class Room:
     def bookmark(self) -> Bookmark:
         return Bookmark(self.pos, frozenset(self.known))
 
-    def advance(self, envelopes: Iterable[Envelope]) -> None:
-        """Note what is being written: the position moves by what frames say, later numbers are remembered."""
+    def advance(self, envelopes: Iterable[Envelope], floor: int | None = None) -> None:
+        """Note what is being written: the position moves by what frames say, later numbers are remembered.
+
+        `floor`: the position that frames of this room may not pass.
+        """
         for envelope in envelopes:
             if envelope.seq:
                 self.known.add(envelope.seq)
-                self.pos = max(self.pos, wire.position(envelope))
+                self.pos = max(self.pos, wire.position(envelope, floor))
         if self.known:
             self.known = {seq for seq in self.known if seq > self.pos}
 
@@ -107,8 +110,12 @@ def view(
     cohort: Cohort,
     envelopes: Sequence[Envelope],
     which: Sequence[int],
+    floor: int | None = None,
 ) -> list[bytes]:
-    """What a cohort is to be written, encoded once for all cohorts that see the same."""
+    """What a cohort is to be written, encoded once for all cohorts that see the same.
+
+    `floor`: the position that frames may not pass, whatever the cohort; the same for all uses of `views`.
+    """
     if not which:
         return []
     key = (cohort.plain, cohort.framed, cohort.floor, tuple(which))
@@ -117,7 +124,7 @@ def view(
         chosen = [envelopes[i] for i in which]
         # A critical event holds the position back from the moment it is sent.
         floors = [e.first - 1 for e in chosen if e.requires_ack and e.first]
-        floor = cohort.floor if not floors else min(floors) if cohort.floor is None else min(*floors, cohort.floor)
+        floor = min((f for f in (*floors, cohort.floor, floor) if f is not None), default=None)
         if cohort.plain:
             texts = [wire.body(envelope) for envelope in chosen]
         elif len(chosen) == 1:

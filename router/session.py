@@ -3,6 +3,7 @@
 import re
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from router.audience import EVERYONE, Identity, project_topic, user_topic
 from router.envelope import Envelope
@@ -28,6 +29,15 @@ class Bookmark(Struct, frozen=True):
     claimed: bool = False
     """It is the client's own word, from an earlier connection whose acknowledgements may have been lost."""
 
+    @property
+    def last(self) -> int:
+        """The highest number that it names."""
+        return max(self.pos, *self.known) if self.known else self.pos
+
+    def has(self, seq: int) -> bool:
+        """Whether the client has this number."""
+        return seq <= self.pos or seq in self.known
+
 
 class Session:
     """One connected client: identity, grants, position. Holds no socket and reads no clock.
@@ -36,7 +46,7 @@ class Session:
     rooms' fast set (joining, or too slow); in the fast set the room's own bookmark holds for all.
     """
 
-    __slots__ = ("bookmarks", "id", "identity", "plain", "project", "topics", "unacknowledged")
+    __slots__ = ("bookmarks", "id", "identity", "plain", "project", "topics", "unacknowledged", "whole")
 
     MAX_UNACKNOWLEDGED = 100
     """Critical events kept for one client. One that never acknowledges cannot fill the memory."""
@@ -49,6 +59,8 @@ class Session:
         self.topics = topics
         self.bookmarks: dict[str, Bookmark] = {}
         self.unacknowledged: dict[str, Unacknowledged] | None = None  # most sessions never need it
+        self.whole: frozenset[str] = frozenset()
+        """Topics of which it asked for all that there is, and has been given nothing yet."""
 
     @property
     def user(self) -> str:
@@ -83,6 +95,12 @@ class Session:
             if waiting.envelope.topic == project and pos is not None and waiting.envelope.seq <= pos
         ]
         return [self.unacknowledged.pop(key).envelope for key in done]
+
+    def forget_numbers(self, topic: str) -> None:
+        """The numbering of `topic` has begun anew: what waits for acknowledgement holds no position back any more."""
+        for waiting in (self.unacknowledged or {}).values():
+            if waiting.envelope.topic == topic:
+                waiting.envelope = replace(waiting.envelope, seq=0, first=0, pos=None)
 
     def floor(self, topic: str) -> int | None:
         """The position that frames of `topic` may not pass because something before it is unacknowledged."""
