@@ -7,10 +7,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from router.brokers.base import Position
-from router.brokers.continuity import Continuity, Topic
+from router.brokers.continuity import Continuity, Ended, Place, Remembered, Topic
 from router.errors import Unavailable
 
 NAME = "project:p"
+
+
+def remembers(epoch, seq, entries=(), *, loose=(), past=()):
+    """What a server answers that has counted as many loose events as `loose` ends with."""
+    count = max((number for number, _ in loose), default=0)
+    return Remembered(
+        Place(epoch, seq, count),
+        [(number, text, 0.0) for number, text in entries],
+        [(number, text, 0.0) for number, text in loose],
+        dict(past),
+    )
 
 
 class Server:
@@ -19,6 +30,7 @@ class Server:
     def __init__(self, keeps=1000):
         self.epoch, self.seq, self.log, self.keeps = "e1", 0, {}, keeps
         self.said = {}
+        self.past = {}
         self.away = False
 
     def publish(self):
@@ -35,14 +47,21 @@ class Server:
             self.log.pop(self.seq, None)
             self.seq -= 1
 
+    def restart(self, losing):
+        """It comes back, perhaps with less, and knows that it is not what it was."""
+        self.fail_over(losing)
+        self.past[self.epoch] = Ended(self.seq, 0)
+        self.epoch += "r"
+
     def forget(self):
         self.epoch, self.seq, self.log = self.epoch + "'", 0, {}
+        self.past = {}
 
     async def remembered(self, _name, after):
         if self.away:
             raise Unavailable("away")
         found = [] if after is None else [(seq, text) for seq, text in self.log.items() if seq > after]
-        return Position(self.epoch, self.seq), found
+        return Remembered(Place(self.epoch, self.seq), [(seq, text, 0.0) for seq, text in found], [], dict(self.past))
 
     async def renumber(self, _name, epoch):
         if self.epoch == epoch:
@@ -53,10 +72,14 @@ class Node:
     def __init__(self, server):
         self.server = server
         self.got = []
-        self.continuity = Continuity(server.remembered, server.renumber, self._deliver, self._lost)
+        self.continuity = Continuity(server.remembered, server.renumber, self._deliver, self._lost, self._moved)
+        self.moved = []
 
     def _deliver(self, _name, seq, text):
         self.got.append((seq, text))
+
+    def _moved(self, _name, position):
+        self.moved.append(position.epoch)
 
     def _lost(self, _name, position):
         self.got.append(("reload", position))
@@ -83,6 +106,7 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("publish"), st.sampled_from(["arrives", "is lost", "arrives twice", "arrives late"])),
         st.tuples(st.just("fail over"), st.integers(1, 4)),
+        st.tuples(st.just("restart"), st.integers(0, 4)),
         st.tuples(st.just("forget"), st.none()),
         st.tuples(st.just("settle"), st.none()),
     ),
@@ -122,6 +146,8 @@ def test_nothing_is_missing_that_is_not_told(history, keeps):
             elif what == "fail over":
                 server.fail_over(how)
                 await node.settle()  # a failover ends the connection, and a new one has all compared
+            elif what == "restart":
+                server.restart(how)  # whoever publishes next may be first to notice
             elif what == "forget":
                 server.forget()
                 await node.settle()
@@ -198,8 +224,8 @@ async def test_a_gap_while_a_topic_begins_is_filled():
         await asyncio.sleep(0)
         if after is None:
             c.take("t", "e", 7, b"m7")  # 6 was lost on the way; we stand at 5
-            return Position("e", 5), []
-        return Position("e", 7), [x for x in server if x[0] > after]
+            return remembers("e", 5)
+        return remembers("e", 7, [x for x in server if x[0] > after])
 
     async def renumber(*_): ...
 
@@ -212,7 +238,7 @@ async def test_a_gap_while_a_topic_begins_is_filled():
         await asyncio.sleep(0.01)
 
     async def places(names):
-        return [Position("e", 7) for _ in names]
+        return [Place("e", 7) for _ in names]
 
     await c.check(places)
     for _ in range(20):
@@ -237,7 +263,7 @@ def test_every_gap_is_filled_however_it_falls(seed):
             answer = [(n, b"m%d" % n) for n in range((after or 0) + 1, top + 1)]
             for _ in range(rnd.randrange(3)):
                 await asyncio.sleep(0)
-            return Position("e", top), answer
+            return remembers("e", top, answer)
 
         async def renumber(*_):
             raise AssertionError
@@ -257,7 +283,7 @@ def test_every_gap_is_filled_however_it_falls(seed):
             await asyncio.sleep(0)
 
         async def places(names):
-            return [Position("e", len(log)) for _ in names]
+            return [Place("e", len(log)) for _ in names]
 
         await c.check(places)
         for _ in range(30):
@@ -275,7 +301,7 @@ async def test_a_filling_of_a_topic_that_was_let_go_does_not_swallow_the_next_on
         await asyncio.sleep(0)
         if away[0] and after is not None:
             raise Unavailable("x")
-        return Position("e", 3), [(n, b"m%d" % n) for n in range((after or 0) + 1, 4)]
+        return remembers("e", 3, [(n, b"m%d" % n) for n in range((after or 0) + 1, 4)])
 
     async def renumber(*_): ...
 
@@ -295,3 +321,106 @@ async def test_a_filling_of_a_topic_that_was_let_go_does_not_swallow_the_next_on
     c.fill("t")  # reconnected once more
     await asyncio.sleep(3)
     assert not new.catching_up
+
+
+async def test_a_server_that_restarts_with_all_it_had_goes_on_under_another_epoch_and_nobody_reloads():
+    server = Server()
+    node = Node(server)
+    await node.begin()
+    for _ in range(3):
+        node.continuity.take(NAME, *server.publish())
+    server.restart(losing=0)
+    node.continuity.take(NAME, *server.publish())
+    await node.settle()
+    assert [seq for seq, _ in node.got] == [1, 2, 3, 4]
+    assert node.moved == ["e1r"]
+
+
+async def test_a_server_that_restarts_with_less_than_was_seen_has_everybody_reload():
+    server = Server()
+    node = Node(server)
+    await node.begin()
+    for _ in range(3):
+        node.continuity.take(NAME, *server.publish())
+    server.restart(losing=2)
+    for _ in range(2):
+        server.publish()  # 2 and 3 again
+    await node.settle()
+    assert node.got[-1] == ("reload", Position("e1r", 3))
+    assert node.moved == []
+
+
+class Loose:
+    """A node beside a server that counts events without a number of their own."""
+
+    def __init__(self, answer):
+        self.answer, self.got, self.lost = answer, [], []
+        self.continuity = Continuity(
+            self.remembered, None, lambda _t, _s, text: self.got.append(text), lambda _t, place: self.lost.append(place)
+        )
+
+    async def remembered(self, _name, _after):
+        return self.answer
+
+    async def begin(self):
+        topic = self.continuity.topics[NAME] = Topic()
+        topic.count = 1
+        await self.continuity.begin(NAME, topic)
+
+    async def settle(self):
+        self.continuity.fill(NAME)
+        while self.continuity._filling:
+            await asyncio.sleep(0)
+
+
+async def test_loose_events_that_a_broken_subscription_missed_are_brought_once():
+    node = Loose(remembers("e", 0))
+    await node.begin()
+    node.continuity.take(NAME, "e/1", 0, b"one")
+    node.answer = remembers("e", 0, loose=[(1, b"one"), (2, b"two"), (3, b"three")])
+    await node.settle()
+    node.continuity.take(NAME, "e/3", 0, b"three")
+    node.continuity.take(NAME, "e/4", 0, b"four")
+    assert (node.got, node.lost) == ([b"one", b"two", b"three", b"four"], [])
+
+
+async def test_a_gap_between_loose_events_is_filled():
+    node = Loose(remembers("e", 0))
+    await node.begin()
+    node.answer = remembers("e", 0, loose=[(1, b"one"), (2, b"two")])
+    node.continuity.take(NAME, "e/2", 0, b"two")
+    while node.continuity._filling:
+        await asyncio.sleep(0)
+    assert node.got == [b"one", b"two"]
+
+
+async def test_loose_events_that_nobody_remembers_have_everybody_reload():
+    node = Loose(remembers("e", 0))
+    await node.begin()
+    node.answer = remembers("e", 0, loose=[(2, b"two")])
+    await node.settle()
+    assert node.lost == [Position("e", 0)]
+
+
+async def test_loose_events_that_only_the_old_server_counted_are_not_told_again_and_new_ones_are():
+    node = Loose(remembers("e", 0))
+    await node.begin()
+    for count in (1, 2, 3):
+        node.continuity.take(NAME, f"e/{count}", 0, b"%d" % count)
+    past = {"e": Ended(0, 1)}  # it came back with one of the three
+    node.answer = remembers("f", 0, loose=[(1, b"1"), (2, b"new")], past=past)
+    node.continuity.take(NAME, "f/2", 0, b"new")
+    while node.continuity._filling:
+        await asyncio.sleep(0)
+    assert (node.got, node.lost) == ([b"1", b"2", b"3", b"new"], [])
+
+
+async def test_a_loose_event_of_a_server_that_was_replaced_is_shown_though_nobody_remembers_it():
+    node = Loose(remembers("e", 0))
+    await node.begin()
+    node.continuity.fill(NAME)
+    node.continuity.take(NAME, "e/1", 0, b"one")  # while history is read
+    node.answer = remembers("f", 0, past={"e": Ended(0, 0)})
+    while node.continuity._filling:
+        await asyncio.sleep(0)
+    assert (node.got, node.lost) == ([b"one"], [])
