@@ -1,6 +1,7 @@
 """Which sessions are here, and the only loop over them."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -12,10 +13,38 @@ from router.session import Bookmark, Session
 
 __all__ = ["Hub"]
 
+LOOSE = 100
+"""Events without a number that are kept of one topic for those who are away from it."""
+
 SLICE = 100
 """Recipients served before other rooms get a turn: a third of a millisecond of sending (3 to 5 us each)."""
 TURNS = 3
 """Turns of the event loop between slices: as many as a message of another room needs from its socket to its people."""
+
+
+class _Absence:
+    """The last events without a number of one topic, while somebody is away from it who must get them on return.
+
+    They are in no history. `left_at` tells of each session how many had been written when it left.
+    """
+
+    __slots__ = ("count", "envelopes", "left_at")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.envelopes: deque[Envelope] = deque(maxlen=LOOSE)
+        self.left_at: dict[Session, int] = {}
+
+    def note(self, envelopes: Iterable[Envelope]) -> None:
+        for envelope in envelopes:
+            if not envelope.seq:
+                self.envelopes.append(envelope)
+                self.count += 1
+
+    def missed(self, session: Session) -> list[Envelope] | None:
+        """What `session` was not there for; None when that is more than is kept."""
+        count = self.count - self.left_at.pop(session)
+        return None if count > len(self.envelopes) else list(self.envelopes)[len(self.envelopes) - count :]
 
 
 class Hub:
@@ -32,6 +61,7 @@ class Hub:
         self._ports: dict[Session, Port] = {}
         self._by_id: dict[str, Session] = {}
         self._rooms: dict[str, Room] = {}
+        self._absences: dict[str, _Absence] = {}
         self._given_up: list[tuple[Session, Envelope]] = []
         self.slow: dict[Session, float] = {}
         """Sessions that do not read fast enough, and since when."""
@@ -59,6 +89,7 @@ class Hub:
         """Forget `session`. Doing it twice is harmless."""
         for topic in session.topics:
             self.leave(session, topic)
+            self.missed(session, topic)
         self._ports.pop(session, None)
         self._by_id.pop(session.id, None)
         self.slow.pop(session, None)
@@ -145,10 +176,26 @@ class Hub:
             if topic in session.topics and not session.plain:
                 self.say(session, payload)
 
+    def away(self, session: Session, topic: str) -> None:
+        """`session` is not in the room of `topic`, and must not miss what has no number: see `missed`."""
+        absence = self._absences.setdefault(topic, _Absence())
+        absence.left_at.setdefault(session, absence.count)
+
+    def missed(self, session: Session, topic: str) -> list[Envelope] | None:
+        """The events without a number that were written since `away`; None when there were too many to keep."""
+        absence = self._absences.get(topic)
+        if absence is None or session not in absence.left_at:
+            return []
+        missed = absence.missed(session)
+        if not absence.left_at:
+            del self._absences[topic]
+        return missed
+
     def pause(self, session: Session) -> None:
         """`session` reads too slowly: out of the fast set until it has caught up."""
         if session in self._ports:
             for topic in session.topics:
+                self.away(session, topic)
                 self.leave(session, topic)
             self.slow.setdefault(session, self._clock())
 
@@ -156,6 +203,7 @@ class Hub:
         """`session` may not hear more for now: out of the fast set until it may again."""
         if session in self._ports:
             for topic in session.topics:
+                self.away(session, topic)
                 self.leave(session, topic)
             self.suspended.add(session)
 
@@ -172,6 +220,8 @@ class Hub:
             room = self._rooms.get(envelope.topic)
             if room is not None:
                 room.queue.append(envelope)
+            elif not envelope.seq and envelope.topic in self._absences:
+                self._absences[envelope.topic].note([envelope])
         else:
             for id_ in only:
                 session = self._by_id.get(id_)
@@ -192,6 +242,8 @@ class Hub:
             envelopes, room.queue = cut(room.queue)
             floor = self.floors.get(topic)
             room.advance(envelopes, floor)
+            if topic in self._absences:
+                self._absences[topic].note(envelopes)
             count += await self._write(room, envelopes, floor)
         if not room.cohorts and self._rooms.get(topic) is room:
             del self._rooms[topic]

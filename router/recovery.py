@@ -45,6 +45,7 @@ TOO_OLD = "history does not reach back that far"
 OTHER_EPOCH = "the numbering has started anew"
 AHEAD = "the position is ahead of the topic"
 BROKEN = "continuity was lost on the way here"
+TOO_MUCH = "more without a number went by than is kept"
 UNKNOWN_TYPES = "events of a type that this node does not know were passed over"
 TORN = "a text has ended whose beginning history no longer had"
 
@@ -224,6 +225,8 @@ class Recovery:
             if start.reason is not None:
                 self._resync(session, topic, start.epoch, start.bookmark, start.reason)
         late = [t for t in session.topics if self._lanes.busy(t) or not self._join_at_once(session, t)]
+        for topic in late:
+            self._hub.away(session, topic)
         # All are asked for before any is waited for: what arrives meanwhile comes after them.
         entering = [self._lanes.ask(topic, partial(self._enter, session, topic)) for topic in late]
         for topic, entered in zip(late, await asyncio.gather(*entering), strict=True):
@@ -387,7 +390,11 @@ class Recovery:
                     return True
         if not self._kept_out(session):  # also not by what was just written to it
             session.whole -= {topic}
+            loose = self._hub.missed(session, topic)
+            if loose is None:
+                self._resync(session, topic, standing.epoch, arrived, TOO_MUCH)
             self._hub.join(session, topic, arrived)
+            self._hub.send(session, loose or [])
         return True
 
     def _kept_out(self, session: Session) -> bool:
@@ -422,7 +429,16 @@ class Recovery:
             bookmark = Bookmark(0)
         held = self._holding.held(topic)
         # Everything that the stretch depends on: a key that left something out gave somebody another's history.
-        key = (topic, standing.epoch, standing.version, standing.seen, bookmark, whole, held, frozenset(standing.unread))
+        key = (
+            topic,
+            standing.epoch,
+            standing.version,
+            standing.seen,
+            bookmark,
+            whole,
+            held,
+            frozenset(standing.unread),
+        )
         found = self._stretches.get(key)
         if found is not None:
             return found

@@ -61,6 +61,7 @@ class Topic:
         "begun",
         "catching_up",
         "count",
+        "doubtful",
         "epoch",
         "failed",
         "filling",
@@ -87,6 +88,8 @@ class Topic:
         """How often it was to be compared with what the server remembers."""
         self.filling = False
         """History is being read for it."""
+        self.doubtful = False
+        """Nothing was heard for so long that events may have come and gone with a server that is no more."""
         self.failed = False
         self.begun = False
         """Its position is known."""
@@ -176,11 +179,15 @@ class Continuity:
             self._deliver(name, arrived.seq, arrived.rest)
         return True
 
-    def fill(self, name: str) -> None:
-        """Have a topic compared with what the server remembers, and what is missing brought."""
+    def fill(self, name: str, *, doubtful: bool = False) -> None:
+        """Have a topic compared with what the server remembers, and what is missing brought.
+
+        `doubtful`: the server may have given out, and lost since, what was never heard here.
+        """
         topic = self.topics.get(name)
         if topic is None:
             return
+        topic.doubtful |= doubtful
         topic.asked += 1
         topic.catching_up = True
         if topic.begun and not topic.filling:
@@ -231,6 +238,9 @@ class Continuity:
         # Where the epoch that we know ended, if it did and the present one continues it.
         ended = Ended(seen, topic.loose) if found.place.epoch == topic.epoch else found.past.get(topic.epoch)
         entries = [entry for entry in found.entries if entry[0] > seen]
+        if topic.doubtful and topic.epoch != found.place.epoch:
+            ended = None
+        topic.doubtful = False
         if ended is None or ended.seq < seen or len(entries) != found.place.seq - seen:
             self._begin_anew(name, topic, found)
             return found

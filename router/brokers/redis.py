@@ -91,7 +91,9 @@ class RedisBroker(Broker):
         self._scripts = Scripts(self._redis, refresh=self._link.refresh, lane_of=self._link.lane_of)
         self._post = Post(self._scripts, self._link.verb, max_events=max_events, max_age=max_age, forget=forget)
         self._subscriber = Subscriber(self._link, self._own_channel, self._take, self._missed)
-        self._continuity = Continuity(self._remembered, self._renumber, self._deliver, self._tell_lost, self._tell_moved)
+        self._continuity = Continuity(
+            self._remembered, self._renumber, self._deliver, self._tell_lost, self._tell_moved
+        )
         self._lease = Lease(self._scripts, self.node, lease, grace)
         self._rates = Rates(self._scripts)
         self._seats = Seats(self._lease, self._rates)
@@ -254,10 +256,10 @@ class RedisBroker(Broker):
         else:
             self._take_plain(channel, data)
 
-    def _missed(self, channel: str) -> None:
+    def _missed(self, channel: str, doubtful: bool) -> None:
         topic = topic_of(channel)
         if topic is not None:
-            self._continuity.fill(topic)
+            self._continuity.fill(topic, doubtful=doubtful)
         elif channel == self._own_channel:
             self._seats.missed()
 

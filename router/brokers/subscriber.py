@@ -9,6 +9,7 @@ from random import uniform
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from router.brokers.link import Link
 from router.brokers.script import AWAY, BATCH, away, end
@@ -19,11 +20,14 @@ __all__ = ["Subscriber"]
 log = logging.getLogger("router")
 
 Take = Callable[[str, bytes], None]
-Gap = Callable[[str], None]
+Gap = Callable[[str, bool], None]
+"""Told of a channel, and whether nothing was heard of it for so long that the server may have been another meanwhile."""
 
 CONFIRMED_WITHIN = 5.0
 """Seconds that a server may take to confirm a subscription."""
 LONGEST_PAUSE = 2.0
+SILENCE = 10.0
+"""Seconds without a probe's coming back after which nobody knows when the connection died."""
 
 
 class Subscriber:
@@ -146,6 +150,7 @@ class _Line:
         self._task: asyncio.Task[None] | None = None
         self._late: set[asyncio.Task[None]] = set()
         self._told_away = False
+        self._doubtful = False
         self._ended = False
 
     def read(self) -> None:
@@ -254,6 +259,10 @@ class _Line:
                 if message is not None:
                     await self._heard(message)
             except Exception as error:  # mostly one of AWAY, but a reader that ends would make the node deaf
+                # A server that died has closed what it had sent before; one that fell silent may have gone on.
+                if self.up:
+                    self._doubtful = time.monotonic() - self.heard_at > SILENCE
+                self._doubtful |= isinstance(error, RedisTimeoutError | TimeoutError)
                 if not self._told_away:
                     log.error("the broker is away: %s", type(error).__name__, extra={"event": "broker_away"})
                 self.up, self._told_away = False, True
@@ -279,7 +288,7 @@ class _Line:
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
             elif channel in self.wanted:
-                self._gap(channel)
+                self._gap(channel, self._doubtful)
         elif kind == "sunsubscribe" and channel in self.wanted:  # its slot has gone to another master
             await self._moved()
 

@@ -98,7 +98,7 @@ async def test_a_message_lost_without_a_word_is_noticed_by_the_next_number(redis
         continuity = broker._continuity
         take, continuity.take = continuity.take, lambda *_: None
         await one.publish(started("lost"))
-        while (await broker._remembered("project:p1", None))[0].seq < 2:
+        while (await broker._remembered("project:p1", None)).place.seq < 2:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         continuity.take = take
@@ -249,7 +249,7 @@ async def test_slow_client_that_resumes_while_redis_is_away_comes_back_into_its_
         session = next(iter(node.router.hub))
         node.router.slow(session)
         await node.publish({"type": "step_started", "step_id": "missed"})
-        while node.router._recovery._seen["project:p1"] < 1:
+        while node.router._recovery._standings["project:p1"].seen < 1:
             await asyncio.sleep(0.01)
         own_server.freeze()
         node.router.resume(session)
