@@ -337,9 +337,8 @@ class RedisBroker(Broker):
             for topic in topics:
                 pipeline.hmget(names_of(topic).meta, "epoch", "seq", "loose")
             answers = await pipeline.execute()
-            for topic, (_, seq, loose) in zip(topics, answers, strict=True):
-                used = int(seq or 0) + int(loose or 0)
-                pipeline.pexpire(names_of(topic).meta, self._post.meta_ms if used else self._post.log_ms)
+            for topic, (_, seq, _) in zip(topics, answers, strict=True):
+                pipeline.pexpire(names_of(topic).meta, self._post.meta_ms if int(seq or 0) else self._post.log_ms)
             await pipeline.execute()
         return [
             None if epoch is None else Place(epoch.decode(), int(seq), int(loose or 0)) for epoch, seq, loose in answers

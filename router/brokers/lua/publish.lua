@@ -25,8 +25,9 @@ elseif was ~= run then
   end
   redis.call('HSET', meta, 'epoch', epoch, 'run', run, 'past', past)
 end
-redis.call('PEXPIRE', meta, ARGV[6])
 local keep = ARGV[7] == '1'
+-- Presence alone, of people who merely look, is not to leave numberings behind.
+redis.call('PEXPIRE', meta, (keep or tonumber(seq or 0) > 0) and ARGV[6] or ARGV[5])
 local counter, stream, most = 'seq', log, ARGV[4]
 if not keep then counter, stream, most = 'loose', base .. 'loose', 100 end
 if KEYS[3] ~= meta then
