@@ -169,13 +169,15 @@ class Backend:
         traceparent: str | None,
     ) -> list[int]:
         traceparent = traceparent or current_traceparent()
+        written: list[tuple[Event, bytes]] = []
         for event, payload in events:
             self._dispatch.refuse_internal(event)
-            self._dispatch.fits(wire.encode(event) if payload is None else payload)
+            written.append((event, wire.write(event) if payload is None else payload))
+            self._dispatch.fits(written[-1][1])
         numbers: list[int] = []
-        for start in range(0, len(events), BATCH):
+        for start in range(0, len(written), BATCH):
             asked = []
-            for index, (event, payload) in enumerate(events[start : start + BATCH], start):
+            for index, (event, payload) in enumerate(written[start : start + BATCH], start):
                 id_ = None if message_id is None else f"{message_id}:{index}"
                 with self._dispatch.sending(
                     Audience(topic), event, payload=payload, message_id=id_, traceparent=traceparent

@@ -326,7 +326,7 @@ class Router:
     async def _forward(self, envelope: Envelope, event: Event) -> None:
         """Have `event`, which `envelope` brought, wait for the backends that want its type."""
         tag = self.catalog.plugin_of(event).tag
-        payload = wire.encode(event)
+        payload = wire.write(event)
         self.dispatch.fits(payload)
         assert envelope.sender is not None
         attributes = {"messaging.operation.type": "send", "messaging.message.id": (id_ := uuid4().hex)}
