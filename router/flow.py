@@ -272,6 +272,7 @@ class Router:
         if isinstance(message, wire.Ack):
             if message.message_id is None and message.pos is None:
                 raise BadMessage("`ack` needs `message_id` or `pos`")
+            session.acknowledges = True
             for envelope in self.hub.acknowledge(session, message_id=message.message_id, pos=message.pos):
                 self.receipts.acknowledged(envelope.topic, envelope.ack_id, session.user)
         return None

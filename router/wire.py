@@ -137,6 +137,14 @@ CONTROL_TAGS = frozenset(
 )
 """Types that belong to the protocol. No plugin may have one of these tags."""
 
+_PLAIN = (b'{"type":"ping"', b'{"type":"error"')
+
+
+def is_plain(frame: bytes) -> bool:
+    """Whether a client that does not speak `router.v1` is told this frame, which is no event. It knows no other."""
+    return frame.startswith(_PLAIN)
+
+
 # -- reading
 
 
