@@ -119,6 +119,14 @@ class Backend:
         """Publish to everybody who is connected. Else as `publish`."""
         return await self._publish(EVERYONE, [(event, None) for event in events], message_id, traceparent)
 
+    async def position(self, project: str) -> str:
+        """Where `project` stands, for a client's `since`.
+
+        Ask for it before you load a state that a page is to begin with: what is published meanwhile then comes to
+        the page, at worst once more. Raises `Unavailable`.
+        """
+        return (await self._post.position(_project(project))).since
+
     # -- people to backend
 
     def messages(

@@ -177,6 +177,9 @@ class MemoryBroker(Broker):
         complete = after <= kept.seq and len(envelopes) == kept.seq - after
         return History(kept.position, envelopes, complete)
 
+    async def position(self, topic: str) -> Position:
+        return self._topic(topic).position
+
     async def claim(self, user: str, project: str, limits: Limits) -> str | None:
         if self._connections >= limits.system:
             return "system"

@@ -57,6 +57,12 @@ class Post:
         )
         return self._scripts.ask("publish", (names.meta, names.log, id_key), arguments)
 
+    async def position(self, topic: str) -> Position:
+        """See `Broker.position`."""
+        names = names_of(topic)
+        epoch, seq, _ = await self._scripts.run("history", (names.meta, names.log), ("", token_hex(8), self.meta_ms))
+        return Position(epoch.decode(), seq)
+
 
 def published(answer: Answer) -> Published:
     """What the script answered."""

@@ -151,6 +151,9 @@ class RedisBroker(Broker):
                 envelopes.append(envelope)
         return History(position, envelopes, complete)
 
+    async def position(self, topic: str) -> Position:
+        return await self._post.position(topic)
+
     async def _remembered(self, topic: str, after: int | None) -> Remembered:
         names = names_of(topic)
         arguments = ("" if after is None else after, token_hex(8), self._post.meta_ms)
