@@ -322,7 +322,10 @@ class Router:
         """Send `event` to the session that sent `envelope`, in turn with its project's messages."""
         policy = self.catalog.plugin_of(event).policy
         audience = Audience(envelope.topic, only=frozenset({envelope.session or ""}))
-        self.arrive(Envelope(event=event, policy=policy, audience=audience, traceparent=envelope.traceparent))
+        payload = wire.write(event)
+        self.arrive(
+            Envelope(event=event, policy=policy, audience=audience, payload=payload, traceparent=envelope.traceparent)
+        )
 
     async def _forward(self, envelope: Envelope, event: Event) -> None:
         """Have `event`, which `envelope` brought, wait for the backends that want its type."""

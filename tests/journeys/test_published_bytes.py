@@ -160,6 +160,27 @@ async def test_what_a_backend_makes_in_python_is_held_to_the_same(redis_url):
                 await ours.publish("p1", StepStarted(step_id="bad"), bad)
 
 
+HALF = """
+from router import Context, Event, Plugin, Policy
+
+class Half(Event, frozen=True, tag="half"):
+    way: str
+
+async def cut(event: Half, context: Context) -> None:
+    await getattr(context, event.way)(Half(way="bad \\ud800"))
+
+half = Plugin(Half, Policy(send="view"), cut)
+"""
+
+
+@pytest.mark.parametrize("way", ["reply", "publish", "forward"])
+async def test_what_a_handler_makes_is_held_to_the_same(tmp_path, way):
+    (tmp_path / "half.py").write_text(HALF)
+    async with run_node(plugins=(str(tmp_path),)) as node, nobody_notices(node), node.client() as client:
+        await client.send({"type": "half", "way": way})
+        assert (await client.event("error"))["code"] == "bad_message"
+
+
 @pytest.mark.parametrize("good", GOOD, ids=range(len(GOOD)))
 async def test_what_is_right_arrives_as_it_was_written_by_each_way(redis_url, good):
     written = good.strip()
