@@ -207,7 +207,20 @@ class Router:
         finally:
             self._recovery.passed(envelope)
 
+    def _written(self, envelope: Envelope) -> Envelope:
+        """With its JSON, also where a merge or a middleware made it anew. Raises `PluginFailed` where there is none.
+
+        In the hub it would hold up the whole room, each time that this is to be written.
+        """
+        try:
+            return replace(envelope, payload=wire.write(envelope.event))
+        except Exception as error:
+            self._plugin_failed(envelope, "made what cannot be written as JSON", error)
+            raise PluginFailed(f"a merge of `{envelope.type}` cannot be written as JSON") from None
+
     async def _to_hub(self, envelope: Envelope) -> None:
+        if envelope.payload is None:
+            envelope = self._written(envelope)
         if envelope.published_at and not envelope.replay:
             self.metrics.latency.observe(max(0.0, self._wall() - envelope.published_at))
         self.lapses.note(envelope)

@@ -82,7 +82,7 @@ async def test_the_page_with_a_state_of_its_own_misses_nothing_that_happens_whil
           return "the state";
         }""",
     }
-    source = "import { RouterClient } from \"/client/router.js\";\n" + code(HOW_TO, "/position")
+    source = 'import { RouterClient } from "/client/router.js";\n' + code(HOW_TO, "/position")
     async with run_script(source, node.url, tmp_path, {**constants(node), **loading}) as page:
         await page.until("loading")
         await node.publish({**step, "step_id": "meanwhile"})

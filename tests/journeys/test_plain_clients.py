@@ -40,7 +40,7 @@ async def test_who_has_never_acknowledged_anything_is_not_sent_a_critical_event_
         assert await until_after(plain) == [CRITICAL]
 
 
-async def test_who_acknowledges_takes_part(node):
+async def test_who_acknowledges_takes_part():
     async with run_node(ack_after=0.05) as node, node.client(plain=True) as plain:
         await node.publish(CRITICAL)
         assert await plain.frame() == CRITICAL

@@ -1,5 +1,6 @@
 """No bytes that a browser cannot read go out, whichever way they came in, and whoever sent them is told."""
 
+import asyncio
 import json
 import subprocess
 from collections.abc import AsyncIterator
@@ -179,6 +180,36 @@ async def test_what_a_handler_makes_is_held_to_the_same(tmp_path, way):
     async with run_node(plugins=(str(tmp_path),)) as node, nobody_notices(node), node.client() as client:
         await client.send({"type": "half", "way": way})
         assert (await client.event("error"))["code"] == "bad_message"
+
+
+MERGING = """
+from router import Event, Merge, Plugin, Policy
+
+class Change(Event, frozen=True, tag="change"):
+    what: object
+
+def half(pending: Change, new: Change) -> Change:
+    return Change(what="bad \\ud800" if new.what == "half" else object())
+
+change = Plugin(Change, Policy(deliver=Merge(half, every=0.02)))
+"""
+
+
+@pytest.mark.parametrize("what", ["half", "nothing"])
+async def test_a_merge_that_makes_what_cannot_be_written_costs_its_own_event_alone(tmp_path, caplog, what):
+    (tmp_path / "merging.py").write_text(MERGING)
+    change = {"type": "change", "what": what}
+    async with run_node(plugins=(str(tmp_path),)) as node, node.client() as viewer, node.client(plain=True) as plain:
+        await node.publish(change, change, change)
+        for client in (viewer, plain):
+            assert (await client.event("change"))["what"] == what  # the first goes at once
+        async with httpx.AsyncClient(base_url=node.url) as http, asyncio.timeout(10):
+            while 'router_errors_total{code="plugin_failed"} 1.0' not in (await http.get("/metrics")).text:
+                await asyncio.sleep(0.01)
+        await node.publish(AFTER)
+        for client in (viewer, plain):
+            await client.events(is_after)
+    assert [each.getMessage() for each in caplog.records if getattr(each, "event", "") == "plugin_failed"]
 
 
 @pytest.mark.parametrize("good", GOOD, ids=range(len(GOOD)))
