@@ -73,6 +73,7 @@ GOOD = [
     '{"type":"step_started","step_id":"good","place":[-0, 0e1, 1E+2, 1e-400, 12345678901234567890123]}',
     '{"type":"step_started","step_id":"good","place":' + "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1) + "}",
     '{"type":"step_started","step_id":"good","place":"' + "[" * 200 + '\\"{"}',
+    '{"type":"step_started","step_id":"good","\\\\":"\\\\\\"' + "[" * 200 + '\\\\","place":"' + '{\\\\\\"' * 99 + '"}',
     '{"type":"step_started","step_id":"good","place":{"type":1,"message_id":2,"requires_ack":3}}',
     ' \t\r\n{"type" : "step_started" ,\n"step_id":"good"}\r\n ',
 ]

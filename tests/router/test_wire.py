@@ -117,6 +117,19 @@ def test_whatever_bytes_are_taken_every_reader_of_json_takes(value, harm):
         raise AssertionError("it was right and refused")
 
 
+@given(st.text('[]{}"\\\\x'), st.sampled_from([0, 1, 27, 28, 29, 30, 60]))
+def test_levels_are_counted_of_what_is_there_and_not_of_what_texts_say(text, levels):
+    data = json.dumps([text, {text: text}, [text] * 40], ensure_ascii=False)
+    for _ in range(levels):
+        data = f'[{json.dumps(text)},{{"x":{data}}}]'
+    data = f'{{"type":"said","text":{json.dumps("[{" * 40)},"more":{data}}}'
+    if levels * 2 + 3 > wire.MAX_DEPTH:
+        with pytest.raises(BadMessage, match="nested too deep"):
+            wire.check(data)
+    else:
+        wire.check(data)
+
+
 @given(st.text())
 def test_what_is_made_here_is_written_so_that_everybody_can_read_it(text):
     assert strictly(wire.write(Said(text=text)).decode())["text"] == text
