@@ -23,10 +23,10 @@ class StepProgress(Event, frozen=True, tag="step_progress"):
 
 
 class StepCompleted(Event, frozen=True, tag="step_completed"):
-    """A step is done. `result` tells about the data and refers to it; it is not the data."""
+    """A step is done. `result`, where there is one, tells about the data and refers to it; it is not the data."""
 
     step_id: str
-    result: dict[str, Any]
+    result: dict[str, Any] | None = None
     timestamp: str = field(default_factory=timestamp)
 
 

@@ -119,6 +119,14 @@ class Backend:
         """Publish to everybody who is connected. Else as `publish`."""
         return await self._publish(EVERYONE, [(event, None) for event in events], message_id, traceparent)
 
+    async def position(self, project: str) -> str:
+        """Where `project` stands, for a client's `since`.
+
+        Ask for it before you load a state that a page is to begin with: what is published meanwhile then comes to
+        the page, at worst once more. Raises `Unavailable`.
+        """
+        return (await self._post.position(_project(project))).since
+
     # -- people to backend
 
     def messages(
@@ -169,13 +177,15 @@ class Backend:
         traceparent: str | None,
     ) -> list[int]:
         traceparent = traceparent or current_traceparent()
+        written: list[tuple[Event, bytes]] = []
         for event, payload in events:
             self._dispatch.refuse_internal(event)
-            self._dispatch.fits(wire.encode(event) if payload is None else payload)
+            written.append((event, wire.write(event) if payload is None else payload))
+            self._dispatch.fits(written[-1][1])
         numbers: list[int] = []
-        for start in range(0, len(events), BATCH):
+        for start in range(0, len(written), BATCH):
             asked = []
-            for index, (event, payload) in enumerate(events[start : start + BATCH], start):
+            for index, (event, payload) in enumerate(written[start : start + BATCH], start):
                 id_ = None if message_id is None else f"{message_id}:{index}"
                 with self._dispatch.sending(
                     Audience(topic), event, payload=payload, message_id=id_, traceparent=traceparent

@@ -137,6 +137,11 @@ class SyncBackend(_Sync[Backend]):
         trace = traceparent or current_traceparent()
         return loop.wait(client.publish_to_all(*events, message_id=message_id, traceparent=trace))
 
+    def position(self, project: str) -> str:
+        """See `Backend.position`."""
+        loop, client = self._open()
+        return loop.wait(client.position(project))
+
     def messages(self, *kinds: str, **options: Any) -> "Iterator[SyncMessage]":
         """See `Backend.messages`. While the loop's body runs, the message is held by the thread behind it."""
         loop, client = self._open()

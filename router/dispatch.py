@@ -50,13 +50,13 @@ class Dispatch:
         """A block in which `event` is sent: gives its span, where it is traced, and the envelope for the broker.
 
         `payload`: its JSON, when it came as JSON and shall arrive as it came. Raises `BadMessage` for a type that no
-        plugin has, and `TooLarge`.
+        plugin has and for what is not JSON everywhere, and `TooLarge`.
         """
         plugin = self.catalog.plugin_of(event)
         if event.requires_ack or plugin.policy.ack:
             event, payload = wire.critical(event, payload, message_id or uuid4().hex)
         if payload is None:
-            payload = wire.encode(event)
+            payload = wire.write(event)
         self.fits(payload)
         attributes = {"messaging.operation.type": "send"}
         with self._tracing.span(f"send {plugin.tag}", SpanKind.PRODUCER, traceparent, attributes) as (span, trace):

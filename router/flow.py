@@ -32,7 +32,7 @@ from router.middleware.coalesce import Coalesce
 from router.middleware.permission import check_permission
 from router.middleware.rate import RateLimit
 from router.pacing import TokenBucket
-from router.pipeline import DELIVERED, Middleware, Pipeline
+from router.pipeline import DELIVERED, Forward, Middleware, Pipeline
 from router.presence import Presence, PresenceUpdate
 from router.receipt import Receipt, Receipts
 from router.recovery import Recovery, Since, Start
@@ -116,7 +116,7 @@ class Router:
         self._clock, self._wall = clock, wall
         self._call_later = call_later
         self._recovery = Recovery(
-            self.hub, broker, self._lanes, self._coalesce, self._outbound, self._merge_failed, self.lapses
+            self.hub, broker, self._lanes, self._coalesce, self._replay, self._merge_failed, self.lapses
         )
         self._bad: dict[str, TokenBucket] = {}
         self._refusals: dict[str, TokenBucket] = {}
@@ -217,7 +217,29 @@ class Router:
         finally:
             self._recovery.passed(envelope)
 
+    def _written(self, envelope: Envelope) -> Envelope:
+        """With its JSON, also where a merge or a middleware made it anew. Raises `PluginFailed` where there is none.
+
+        In the hub it would hold up the whole room, each time that this is to be written.
+        """
+        if envelope.payload is not None:
+            return envelope
+        try:
+            return replace(envelope, payload=wire.write(envelope.event))
+        except Exception as error:
+            self._plugin_failed(envelope, "made what cannot be written as JSON", error)
+            raise PluginFailed(f"a merge of `{envelope.type}` cannot be written as JSON") from None
+
+    async def _replay(self, envelope: Envelope, to: Forward) -> None:
+        """Run `envelope`, which somebody missed, through the outbound leg to them alone."""
+
+        async def end(envelope: Envelope) -> None:
+            await to(self._written(envelope))
+
+        await self._outbound(envelope, end)
+
     async def _to_hub(self, envelope: Envelope) -> None:
+        envelope = self._written(envelope)
         if envelope.published_at:
             self.metrics.latency.observe(max(0.0, self._wall() - envelope.published_at))
         self.lapses.note(envelope)
@@ -282,6 +304,7 @@ class Router:
         if isinstance(message, wire.Ack):
             if message.message_id is None and message.pos is None:
                 raise BadMessage("`ack` needs `message_id` or `pos`")
+            session.acknowledges = True
             for envelope in self.hub.acknowledge(session, message_id=message.message_id, pos=message.pos):
                 self.receipts.acknowledged(envelope.topic, envelope.ack_id, session.user)
         return None
@@ -331,12 +354,15 @@ class Router:
         """Send `event` to the session that sent `envelope`, in turn with its project's messages."""
         policy = self.catalog.plugin_of(event).policy
         audience = Audience(envelope.topic, only=frozenset({envelope.session or ""}))
-        self.arrive(Envelope(event=event, policy=policy, audience=audience, traceparent=envelope.traceparent))
+        payload = wire.write(event)
+        self.arrive(
+            Envelope(event=event, policy=policy, audience=audience, payload=payload, traceparent=envelope.traceparent)
+        )
 
     async def _forward(self, envelope: Envelope, event: Event) -> None:
         """Have `event`, which `envelope` brought, wait for the backends that want its type."""
         tag = self.catalog.plugin_of(event).tag
-        payload = wire.encode(event)
+        payload = wire.write(event)
         self.dispatch.fits(payload)
         assert envelope.sender is not None
         attributes = {"messaging.operation.type": "send", "messaging.message.id": (id_ := uuid4().hex)}

@@ -238,9 +238,7 @@ class Gateway:
     def _goodbye(self, session: Session) -> float:
         """At shutdown: tell `session` when to come back; returns in how many seconds to close it."""
         delay = uniform(0, self._door.drain)
-        if not session.plain:
-            frame = wire.GoAway(retry_after=round(delay, 3), reason="restarting")
-            self._router.hub.say(session, wire.encode(frame))
+        self._router.hub.say(session, wire.encode(wire.GoAway(retry_after=round(delay, 3), reason="restarting")))
         return delay
 
     def _check_origin(self, socket: GatewaySocket) -> None:

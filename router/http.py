@@ -1,4 +1,4 @@
-"""The HTTP side: publish, presence, health, metrics, the description of all messages, and the browser client."""
+"""The HTTP side: publish, presence, positions, health, metrics, the description of all messages, and the browser client."""
 
 import asyncio
 from http import HTTPStatus
@@ -63,14 +63,17 @@ def litestar_response(_: Any, error: Exception) -> Response[bytes]:
     return problem(error.status_code, title, error.detail or title, title.lower().replace(" ", "_"))
 
 
-async def _need(router: Router, request: Request[Any, Any, Any], grant: str, project: str) -> None:
-    """Raise unless the request's token gives `grant`. In a project, `permissions` is asked as for a connection."""
+async def _need(router: Router, request: Request[Any, Any, Any], project: str, grant: str, *others: str) -> None:
+    """Raise unless the request's token gives `grant` or one of `others`.
+
+    In a project, `permissions` is asked as for a connection.
+    """
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
     token = value.strip() if scheme.lower() == "bearer" else None
     if project == "*":
-        if grant not in router.authenticate.tokens.read(token).grants("*"):
+        if router.authenticate.tokens.read(token).grants("*").isdisjoint((grant, *others)):
             raise Denied(grant, "all projects (`*`)")
-    elif grant not in (await router.authenticate.identify(token, project)).grants:
+    elif (await router.authenticate.identify(token, project)).grants.isdisjoint((grant, *others)):
         raise Denied(grant)
 
 
@@ -142,7 +145,7 @@ def routes(router: Router) -> list[Any]:
         acknowledged: Wait = None,
     ) -> dict[str, Any]:
         topic = topics_of(project, "")[0]
-        await _need(router, request, "publish", project)
+        await _need(router, request, project, "publish")
         return await _publish(router, request, Audience(topic), key, trace, acknowledged)
 
     @post("/users/{user:str}/events", status_code=202, summary="Publish to all connections of one person")
@@ -153,7 +156,7 @@ def routes(router: Router) -> list[Any]:
         trace: TraceParent = None,
         acknowledged: Wait = None,
     ) -> dict[str, Any]:
-        await _need(router, request, "publish", "*")
+        await _need(router, request, "*", "publish")
         return await _publish(router, request, Audience(user_topic(user)), key, trace, acknowledged)
 
     @post("/events", status_code=202, summary="Publish to everybody who is connected")
@@ -163,14 +166,21 @@ def routes(router: Router) -> list[Any]:
         trace: TraceParent = None,
         acknowledged: Wait = None,
     ) -> dict[str, Any]:
-        await _need(router, request, "publish", "*")
+        await _need(router, request, "*", "publish")
         return await _publish(router, request, Audience(EVERYONE), key, trace, acknowledged)
 
     @get("/projects/{project:str}/presence", summary="Who has a project open")
     async def presence(request: Request[Any, Any, Any], project: FromPath[str]) -> dict[str, list[Any]]:
         topics_of(project, "")
-        await _need(router, request, "view", project)
+        await _need(router, request, project, "view")
         return {"users": list(await router.presence.people(project))}
+
+    @get("/projects/{project:str}/position", summary="Where a project stands, to go on from with `since`")
+    async def position(request: Request[Any, Any, Any], project: FromPath[str]) -> dict[str, Any]:
+        topic = topics_of(project, "")[0]
+        await _need(router, request, project, "view", "publish")
+        found = await router.broker.position(topic)
+        return {"epoch": found.epoch, "pos": found.seq, "since": found.since}
 
     @get("/healthz", media_type=MediaType.TEXT, summary="Whether the process lives")
     async def healthz() -> str:
@@ -195,4 +205,15 @@ def routes(router: Router) -> list[Any]:
         source = files("router").joinpath("web/client/router.js").read_bytes()
         return Response(source, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
-    return [publish_to_project, publish_to_user, publish_to_all, presence, healthz, readyz, metrics, asyncapi, client]
+    return [
+        publish_to_project,
+        publish_to_user,
+        publish_to_all,
+        presence,
+        position,
+        healthz,
+        readyz,
+        metrics,
+        asyncapi,
+        client,
+    ]

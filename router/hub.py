@@ -306,7 +306,11 @@ class Hub:
         self._expect_acks(session, [envelopes[i] for i in which])
 
     def say(self, session: Session, payload: bytes) -> None:
-        """Write one frame that is not an event."""
+        """Write one frame that is not an event. A plain client is told only what it knows: nobody else has to ask."""
+        if not session.plain or wire.is_plain(payload):
+            self._tell(session, payload)
+
+    def _tell(self, session: Session, payload: bytes) -> None:
         port = self._ports.get(session)
         if port is not None:
             _put(port.write, wire.text_frame(payload) if port.framed else payload)
@@ -381,7 +385,10 @@ class Hub:
                 if not again.audience.includes(session.id, session.grants):
                     self.acknowledge(session, message_id=id_, pos=None)  # no longer meant for this person
                     continue
-                self.say(session, wire.body(again) if session.plain else self._again(again, session))
+                if not session.plain:
+                    self._tell(session, self._again(again, session))
+                elif session.acknowledges:  # one that never does cannot tell a repeat from another event
+                    self._tell(session, wire.body(again))
         return given_up
 
 

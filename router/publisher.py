@@ -1,7 +1,7 @@
 """What backends import: publishes typed events to a router. Needs no Litestar."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import uniform
 from types import TracebackType
 from typing import Any, Self, overload
@@ -115,7 +115,7 @@ class Publisher:
         be reached.
         """
         path = events_path("projects", project)
-        body = self._encoder.encode(events)
+        body = self._body(events)
         if acknowledged is None:
             return await self.publish_json(path, body, message_id, traceparent)
         path = f"{path}?acknowledged={acknowledged:g}"
@@ -127,13 +127,13 @@ class Publisher:
     ) -> list[int]:
         """Publish to all connections of one person, whatever project they have open."""
         path = events_path("users", user)
-        return await self.publish_json(path, self._encoder.encode(events), message_id, traceparent)
+        return await self.publish_json(path, self._body(events), message_id, traceparent)
 
     async def publish_to_all(
         self, *events: Event, message_id: str | None = None, traceparent: str | None = None
     ) -> list[int]:
         """Publish to everybody who is connected."""
-        return await self.publish_json("/events", self._encoder.encode(events), message_id, traceparent)
+        return await self.publish_json("/events", self._body(events), message_id, traceparent)
 
     async def publish_json(
         self, path: str, body: bytes, message_id: str | None = None, traceparent: str | None = None
@@ -141,6 +141,12 @@ class Publisher:
         """Publish events that are JSON already to `path` of the HTTP interface."""
         numbers: list[int] = (await self._post(path, body, message_id, traceparent))["seq"]
         return numbers
+
+    def _body(self, events: Sequence[Event]) -> bytes:
+        try:
+            return self._encoder.encode(events)
+        except UnicodeError:
+            raise BadMessage("a text has half of a surrogate pair: that is not JSON everywhere") from None
 
     async def _post(
         self, path: str, body: bytes, message_id: str | None, traceparent: str | None, *, extra: float = 0.0

@@ -46,7 +46,17 @@ class Session:
     rooms' fast set (joining, or too slow); in the fast set the room's own bookmark holds for all.
     """
 
-    __slots__ = ("bookmarks", "id", "identity", "plain", "project", "topics", "unacknowledged", "whole")
+    __slots__ = (
+        "acknowledges",
+        "bookmarks",
+        "id",
+        "identity",
+        "plain",
+        "project",
+        "topics",
+        "unacknowledged",
+        "whole",
+    )
 
     MAX_UNACKNOWLEDGED = 100
     """Critical events kept for one client. One that never acknowledges cannot fill the memory."""
@@ -57,6 +67,7 @@ class Session:
         self.project = project
         self.plain = plain
         self.topics = topics
+        self.acknowledges = False  # it has said `ack`, so it knows what that is
         self.bookmarks: dict[str, Bookmark] = {}
         self.unacknowledged: dict[str, Unacknowledged] | None = None  # most sessions never need it
         self.whole: frozenset[str] = frozenset()

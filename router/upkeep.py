@@ -134,7 +134,7 @@ class Upkeep:
                 continue
             if last:
                 port.close(CloseCode.UNAUTHENTICATED, "token expired")
-            elif not session.plain:
+            else:
                 left = max(0.0, round(expires_at - now, 3))
                 self._router.hub.say(session, wire.encode(wire.TokenExpiring(expires_in=left)))
 

@@ -1,12 +1,13 @@
 """The wire: what frames look like as bytes. Nothing here knows sockets or sessions. See docs/reference/protocol.md."""
 
+import json
 import re
 from collections.abc import Sequence
 from struct import pack
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
 from router.audience import EVERYONE
@@ -14,10 +15,23 @@ from router.envelope import Envelope
 from router.errors import BadMessage, Refused
 from router.event import RESERVED_FIELDS, Event
 
-__all__ = ["CONTROL_TAGS", "Ack", "AuthRefresh", "Head", "Pong", "encode", "numbered", "read_head", "text_frame"]
+__all__ = [
+    "CONTROL_TAGS",
+    "Ack",
+    "AuthRefresh",
+    "Head",
+    "Pong",
+    "check",
+    "encode",
+    "numbered",
+    "read_head",
+    "text_frame",
+]
 
 SUBPROTOCOL = "router.v1"
 MAX_REF = 64
+MAX_DEPTH = 60
+"""Levels of objects and lists in one message. Some readers stop at 64 (.NET), and a `batch` puts two around it."""
 T = TypeVar("T")
 E = TypeVar("E", bound=Event)
 
@@ -130,6 +144,14 @@ CONTROL_TAGS = frozenset(
 )
 """Types that belong to the protocol. No plugin may have one of these tags."""
 
+_PLAIN = (b'{"type":"ping"', b'{"type":"error"')
+
+
+def is_plain(frame: bytes) -> bool:
+    """Whether a client that does not speak `router.v1` is told this frame, which is no event. It knows no other."""
+    return frame.startswith(_PLAIN)
+
+
 # -- reading
 
 
@@ -155,6 +177,12 @@ _control: dict[str, msgspec.json.Decoder[Any]] = {
     "auth_refresh": msgspec.json.Decoder(AuthRefresh),
 }
 _encoder = msgspec.json.Encoder()
+_whole = msgspec.json.Decoder()
+_fields = msgspec.json.Decoder(dict[str, Raw])
+_pairs = json.JSONDecoder(object_pairs_hook=lambda pairs: [name for name, _ in pairs])
+_ONCE = ("message_id", "requires_ack")  # of two types, the one that is not the event's own is refused as its tag
+_BRACES = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(each for each in range(256) if each not in b"[]{}")
 
 
 def read(decoder: "msgspec.json.Decoder[T]", data: bytes | str) -> T:
@@ -174,8 +202,45 @@ def read(decoder: "msgspec.json.Decoder[T]", data: bytes | str) -> T:
 
 
 def read_head(data: bytes | str) -> Head:
-    """The head of one message. Raises `BadMessage`."""
+    """The head of one message, all of which any reader of JSON can read. Raises `BadMessage`."""
+    check(data)
     return read(_head, data)
+
+
+def check(data: bytes | str) -> None:
+    """Raise `BadMessage` unless whatever reads JSON, a browser above all, can read all of `data`, and reads the same.
+
+    Reading a type leaves out what the type does not have, and of that msgspec looks neither at the encoding nor at
+    the size of numbers. One such byte ends the connection of everybody who is sent it. Making values of all of it
+    (0.2 us for 120 bytes) is the cheapest way to have it looked at.
+    """
+    found = read(_whole, data)
+    if isinstance(data, str):
+        data = data.encode()
+    # Each level has two ends, so most messages are too short to be deep.
+    if len(data) > 2 * MAX_DEPTH and data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+        _refuse_deep(data)
+    if type(found) is dict and ("message_id" in found or "requires_ack" in found):
+        _refuse_twice(data)
+
+
+def _refuse_deep(data: bytes) -> None:
+    """Raise `BadMessage` for too many levels. Also those count that a second field of the same name replaces."""
+    if b"\\" in data:
+        data = data.replace(b"\\\\", b"").replace(b'\\"', b"")  # now each quote begins or ends a text
+    brackets = b"".join(data.split(b'"')[::2]).translate(_BRACES, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")  # the innermost level of each branch
+    if brackets:
+        raise BadMessage("nested too deep")
+
+
+def _refuse_twice(data: bytes) -> None:
+    """Raise `BadMessage` for what is said twice of which we act on one and a reader may take the other."""
+    names = _pairs.decode(data.decode())
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise BadMessage(f"the field `{name}` is there twice - at `$.{name}`")
 
 
 def mark_of(head: Head) -> str | None:
@@ -211,6 +276,18 @@ def refuse_reserved(head: Head) -> None:
 def encode(message: Any) -> bytes:
     """`message` as JSON."""
     return _encoder.encode(message)
+
+
+def write(event: Event) -> bytes:
+    """An event that was made here as JSON that everybody can read. Raises `BadMessage` where there is none."""
+    try:
+        payload = encode(event)
+    except UnicodeError:
+        raise BadMessage(f"{type(event).__name__} has a text with half of a surrogate pair") from None
+    except (OverflowError, RecursionError) as error:
+        raise BadMessage(f"{type(event).__name__} cannot be written as JSON: {error}") from None
+    check(payload)
+    return payload
 
 
 def error(refusal: Refused, ref: str | None = None) -> bytes:
@@ -294,8 +371,10 @@ def critical(event: E, payload: bytes | None, message_id: str) -> tuple[E, bytes
     added += b"" if event.requires_ack else b',"requires_ack":true'
     if payload is not None and added and (b'"message_id"' in payload or b'"requires_ack"' in payload):
         # It names them without meaning it (null, false): set them in place, where adding would name them twice.
-        fields = {**msgspec.json.decode(payload), "message_id": event.message_id or message_id, "requires_ack": True}
-        payload = encode(fields)
+        # All other values stay the bytes that they are: not all can be made again (1e400, very long numbers).
+        payload = encode(
+            {**_fields.decode(payload), "message_id": event.message_id or message_id, "requires_ack": True}
+        )
     elif payload is not None:
         payload = payload[:-1] + added + b"}"
     return replace(event, message_id=event.message_id or message_id, requires_ack=True), payload

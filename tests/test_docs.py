@@ -155,6 +155,7 @@ FIGURES = [
     ("reference/protocol.md", f"{upkeep.WARN_BEFORE:g} to {upkeep.WARN_BEFORE + upkeep.WARN_SPREAD:g} s before"),
     ("reference/protocol.md", f"a list of at most {http.MAX_EVENTS:,}"),
     ("reference/protocol.md", f"a text of at most {wire.MAX_REF} characters"),
+    ("reference/protocol.md", f"more than {wire.MAX_DEPTH} levels"),
     ("how-to/consume-what-people-send.md", f"the newest {Bounds().unread:,} messages are kept"),
     ("how-to/consume-what-people-send.md", f"behind by {Bounds().backlog:,}"),
     ("how-to/write-a-plugin.md", f"takes over {pacing.SLOW_MERGE * 1000:g} ms"),

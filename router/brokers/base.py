@@ -56,6 +56,11 @@ class Position(Struct, frozen=True):
     epoch: str
     seq: int
 
+    @property
+    def since(self) -> str:
+        """As a client names it to go on from there."""
+        return f"{self.epoch}:{self.seq}"
+
 
 class Published(Struct, frozen=True):
     """What became of a publish."""
@@ -174,6 +179,13 @@ class Broker(ABC):
     @abstractmethod
     async def history(self, topic: str, after: int) -> History:
         """What is remembered of `topic` after number `after`, oldest first."""
+
+    @abstractmethod
+    async def position(self, topic: str) -> Position:
+        """Where `topic` stands, listened to or not: whoever has everything up to there may go on from it.
+
+        Raises `Unavailable`.
+        """
 
     @abstractmethod
     async def claim(self, user: str, project: str, limits: Limits) -> str | None:

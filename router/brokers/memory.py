@@ -211,6 +211,9 @@ class MemoryBroker(Broker):
         envelopes = [envelope for _, envelope in found]
         return History(kept.position, envelopes, complete, ages=[age for age, _ in found], whole=kept.whole)
 
+    async def position(self, topic: str) -> Position:
+        return self._topic(topic).position
+
     async def claim(self, user: str, project: str, limits: Limits) -> str | None:
         if self._connections >= limits.system:
             return "system"

@@ -60,6 +60,13 @@ class Post:
         )
         return self._scripts.ask("publish", (names.meta, names.log, id_key), arguments)
 
+    async def position(self, topic: str) -> Position:
+        """See `Broker.position`."""
+        names = names_of(topic)
+        arguments = ("", token_hex(8), self.log_ms)
+        epoch, seq, *_ = await self._scripts.run("history", (names.meta, names.log, names.loose), arguments)
+        return Position(epoch.decode(), seq)
+
 
 def published(answer: Answer) -> Published:
     """What the script answered."""

@@ -185,6 +185,9 @@ class RedisBroker(Broker):
     async def catch_up(self, topic: str) -> None:
         await self._continuity.filled(topic)
 
+    async def position(self, topic: str) -> Position:
+        return await self._post.position(topic)
+
     async def _remembered(self, topic: str, after: int | None) -> Remembered:
         names = names_of(topic)
         arguments = ("" if after is None else after, token_hex(8), self._post.log_ms)
@@ -287,10 +290,11 @@ class RedisBroker(Broker):
     def _envelope(self, topic: str, seq: int, rest: bytes) -> Envelope | None:
         """A message as an envelope; None for one that this node cannot read, which is logged without its text."""
         head, _, payload = rest.partition(b"\n")
+        payload = payload.strip()  # what is added to an event is added before its last byte
         try:
             header = decode_header(head)
             event, policy = self._read(payload)
-        except (Refused, MsgspecError) as error:
+        except (Refused, MsgspecError, UnicodeError, RecursionError) as error:
             why = error.code if isinstance(error, Refused) else "its header"
             log.warning("an event on %s is not readable here: %s", topic, why, extra={"event": "unreadable"})
             return None

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from router import Event, Plugin, Policy
-from router.brokers.base import Arrived, Broker, Limits, Person
+from router.brokers.base import Arrived, Broker, Limits, Person, Position
 from router.brokers.memory import MemoryBroker
 from router.brokers.redis import RedisBroker
 from router.testing import Clock, envelope
@@ -71,6 +71,19 @@ async def arrived(broker, count):
             break
         await asyncio.sleep(0.001)
     return broker.arrived
+
+
+async def test_a_position_is_that_of_the_last_event_and_asking_changes_nothing(broker):
+    before = await broker.position(TOPIC)
+    assert before.seq == 0
+    assert await broker.position(TOPIC) == before
+    published = [(await broker.publish(message(text))).position for text in "ab"]
+    assert await broker.position(TOPIC) == published[-1] == Position(before.epoch, 2)
+    await broker.publish(message("fleeting", plugin=fleeting))
+    assert await broker.position(TOPIC) == published[-1]
+    assert await broker.subscribe(TOPIC) == published[-1]
+    assert (await broker.history(TOPIC, 0)).top == published[-1]
+    assert published[-1].since == f"{before.epoch}:2"
 
 
 async def test_numbers_of_a_topic_are_one_two_three_and_arrive_in_order(broker):

@@ -54,7 +54,10 @@ async def run_script(source: str, origin: str, folder: Path, constants: Mapping[
     before = [f"globalThis.location = {{ origin: {origin!r} }};"]
     before += [f"const {name} = {value};" for name, value in constants.items()]
     # A page's own paths mean nothing to Node.js.
-    before += ["const fetched = globalThis.fetch;", "const fetch = (path) => fetched(new URL(path, location.origin));"]
+    before += [
+        "const fetched = globalThis.fetch;",
+        "const fetch = (path, options) => fetched(new URL(path, location.origin), options);",
+    ]
     file = folder / "page.mjs"
     file.write_text("\n".join([*before, source]).replace('"/client/router.js"', repr(CLIENT.as_uri())))
     process = await asyncio.create_subprocess_exec(

@@ -53,7 +53,7 @@ async def test_the_plain_client_of_the_readme_shows_every_event(node: Node, tmp_
 
 
 async def test_the_client_of_the_how_to_sends_receives_and_keeps_a_store(node: Node, tmp_path: Path) -> None:
-    source = code(HOW_TO, "new RouterClient") + code(HOW_TO, "store(client)")
+    source = code(HOW_TO, "since: 0") + code(HOW_TO, "store(client)")
     async with run_script(source, node.url, tmp_path, constants(node)) as page, node.client() as ada:
         said = await ada.event("chat_message")
         assert (said["content"], said["user_id"]) == ("Show me top customers by revenue", "ada")
@@ -63,6 +63,32 @@ async def test_the_client_of_the_how_to_sends_receives_and_keeps_a_store(node: N
         await page.until("s1 0.45")
         await page.until("Here are ")
         await page.until("open 1 2")
+
+
+async def test_the_page_with_a_state_of_its_own_misses_nothing_that_happens_while_it_loads(
+    node: Node, tmp_path: Path
+) -> None:
+    step = {"type": "step_completed", "step_id": "before"}
+    await node.publish(step)
+    loading = {
+        "show": '(state) => console.log("loaded", state)',
+        # The state is loaded when somebody has published what is not in it.
+        "loadState": """async (project) => {
+          console.log("loading");
+          while (!globalThis.more) {
+            const { pos } = await (await fetch(`/projects/${project}/position`, { headers })).json();
+            globalThis.more = pos > 1;
+          }
+          return "the state";
+        }""",
+    }
+    source = 'import { RouterClient } from "/client/router.js";\n' + code(HOW_TO, "/position")
+    async with run_script(source, node.url, tmp_path, {**constants(node), **loading}) as page:
+        await page.until("loading")
+        await node.publish({**step, "step_id": "meanwhile"})
+        await page.until("loaded the state")
+        await page.until("completed meanwhile")
+        assert "completed before" not in page.said
 
 
 async def test_the_plain_client_of_the_how_to_sends_and_receives(node: Node, tmp_path: Path) -> None:

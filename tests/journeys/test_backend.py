@@ -50,6 +50,23 @@ async def test_what_a_backend_publishes_is_numbered_and_reaches_everybody(redis_
         assert (await client.event("notification"))["topic"] == "all"
 
 
+async def test_a_page_goes_on_from_the_position_that_its_state_was_loaded_after(redis_url):
+    async with run_node(broker=redis_url) as node, Backend(redis_url) as backend:
+        since = await backend.position("p1")  # of a project that nobody looks at
+        await backend.publish("p1", *steps("a"))
+        async with node.client(since=since) as client:
+            assert client.welcome["recovered"] is True
+            assert await seen(client, "a") == ["a"]
+        since = await backend.position("p1")
+        with SyncBackend(redis_url) as waiting:
+            assert await asyncio.to_thread(waiting.position, "p1") == since
+        await backend.publish("p1", *steps("b"))
+        async with node.client(since=since) as client:
+            assert await seen(client, "b") == ["b"]
+        with pytest.raises(BadMessage):
+            await backend.position("no project")
+
+
 async def test_a_batch_keeps_its_order_however_large(redis_url):
     async with run_node(broker=redis_url) as node, node.client() as client, Backend(redis_url) as backend:
         names = [str(number) for number in range(700)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 
 import pytest
 
@@ -160,6 +161,13 @@ async def test_a_critical_event_is_sent_again_until_it_is_acknowledged():
         await client.send({"type": "ack", "message_id": "m7"})
         await node.publish({"type": "step_started", "step_id": "next"})
         assert "pos" not in (await client.events(lambda event: event["type"] == "step_started"))[-1]
+
+
+async def test_a_text_that_is_none_is_told_before_anything_is_sent(node):
+    async with Publisher(node.url, make_token("backend", "*", ("publish",))) as publisher:
+        for publish in (partial(publisher.publish, "p1"), partial(publisher.publish_to_user, "ada")):
+            with pytest.raises(BadMessage):
+                await publish(StepCompleted(step_id="\ud800"))
 
 
 async def test_the_same_idempotency_key_publishes_once(node):

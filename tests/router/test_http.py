@@ -217,7 +217,8 @@ async def test_without_a_valid_token_nothing_is_published(standing, make, detail
     async with http(standing, make()) as backend:
         for path in ("/projects/p1/events", "/users/ada/events", "/events"):
             assert problem(await backend.post(path, json=STARTED)) == (401, "unauthorized", detail)
-        assert problem(await backend.get("/projects/p1/presence")) == (401, "unauthorized", detail)
+        for path in ("/projects/p1/presence", "/projects/p1/position"):
+            assert problem(await backend.get(path)) == (401, "unauthorized", detail)
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -252,7 +253,8 @@ async def test_an_impossible_project_is_404(standing):
         for project in ("a%20b", "p" * 129, "%C3%A9"):
             status, code, _ = problem(await backend.post(f"/projects/{project}/events", json=STARTED))
             assert (status, code) == (404, "not_found")
-            assert problem(await backend.get(f"/projects/{project}/presence"))[0] == 404
+            for what in ("presence", "position"):
+                assert problem(await backend.get(f"/projects/{project}/{what}"))[0] == 404
 
 
 # -- headers of tracing
@@ -284,6 +286,42 @@ async def test_presence_tells_who_has_the_project_open_and_with_how_many_windows
                 "users": [{"user_id": "ada", "connections": 2}, {"user_id": "grace", "connections": 1}]
             }
         assert problem(await person.get("/projects/p2/presence"))[:2] == (403, "denied")
+
+
+# -- positions
+
+
+async def test_a_position_is_told_to_who_may_see_or_publish_and_a_client_goes_on_from_it(node):
+    before = await node.publish(STARTED)
+    for grants in (("view",), SERVICE):
+        async with http(node, make_token("ada", "p1", grants)) as asking:
+            told = (await asking.get("/projects/p1/position")).json()
+            assert told == {"epoch": told["epoch"], "pos": before[-1], "since": f"{told['epoch']}:{before[-1]}"}
+            denied = (403, "denied", "this needs the grant `view` on this project")
+            assert problem(await asking.get("/projects/p2/position")) == denied
+    async with http(node, make_token("ada", "p1", ("chat",))) as other:
+        assert problem(await other.get("/projects/p1/position")) == denied
+    await node.publish({**STARTED, "step_id": "meanwhile"})
+    async with node.client(since=told["since"]) as client, node.client(plain=True, since=told["since"]) as plain:
+        assert client.welcome["recovered"] is True
+        for each in (client, plain):
+            assert (await each.event("step_started"))["step_id"] == "meanwhile"
+
+
+async def test_the_position_of_a_project_where_nothing_happened_yet_is_one_to_go_on_from(node):
+    async with http(node, make_token("ada", "*", ("view",))) as asking:
+        told = (await asking.get("/projects/p1/position")).json()
+    await node.publish(STARTED)
+    async with node.client(since=told["since"]) as client:
+        assert client.welcome["recovered"] is True
+        assert (await client.event("step_started"))["seq"] == told["pos"] + 1 == 1
+
+
+async def test_a_position_that_nobody_can_tell_is_unavailable(own_server):
+    async with run_node(broker=own_server.url) as node, http(node) as backend:
+        assert (await backend.get("/projects/p1/position")).status_code == 200
+        own_server.kill()
+        assert problem(await backend.get("/projects/p1/position"))[:2] == (503, "unavailable")
 
 
 # -- what operators ask

@@ -1,7 +1,9 @@
 """What frames look like as bytes."""
 
 import json
+import math
 import struct
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -72,6 +74,78 @@ def test_whatever_comes_in_is_read_or_refused(data):
 def test_a_mark_that_is_no_short_text_is_refused(ref):
     with pytest.raises(BadMessage, match="ref"):
         wire.mark_of(wire.read_head(json.dumps({"type": "said", "ref": ref})))
+
+
+def strictly(text):
+    """As JSON.parse reads it, which Python's reader is but for three words that are no JSON."""
+
+    def never(word):
+        raise ValueError(word)
+
+    return json.loads(text, parse_constant=never)
+
+
+def is_deep(value, levels):
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (levels == 0 or any(is_deep(each, levels - 1) for each in inner))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+PIECES = [
+    *(b"\xf6 \xed\xa0\x80 \xc0\xaf \xe2\x82 \xff \xef\xbb\xbf \x00 \x01 \x7f \x85".split()),
+    *(rb'" \ \" \u \ud800 \udc00 \x [ ] { } , : 01 1e 1e400 -0 .5 NaN Infinity nul null tru //'.split()),
+    *(b"[" * 70, b"]" * 70, b'{"a":' * 70, b"}" * 70, b"9" * 400, b"9" * 5000, b'"message_id":', b"\n"),
+]
+
+
+@given(values, st.lists(st.tuples(st.integers(0, 200), st.sampled_from(PIECES) | st.binary(max_size=3)), max_size=3))
+def test_whatever_bytes_are_taken_every_reader_of_json_takes(value, harm):
+    data = json.dumps({"type": "said", "text": "x", "more": value, "ending": None}, ensure_ascii=False).encode()
+    for where, piece in harm:
+        data = data[:where] + piece + data[where:]
+    with suppress(BadMessage):
+        wire.read_head(data)
+        read = strictly(data.decode())
+        assert not is_deep(read, wire.MAX_DEPTH)
+        assert json.loads(wire.batch([replace(envelope(plugin, Said(text="x"), seq=1), payload=data.strip())]))
+        return
+    if not harm and not is_deep(value, wire.MAX_DEPTH - 1):
+        raise AssertionError("it was right and refused")
+
+
+@given(st.text('[]{}"\\\\x'), st.sampled_from([0, 1, 27, 28, 29, 30, 60]))
+def test_levels_are_counted_of_what_is_there_and_not_of_what_texts_say(text, levels):
+    data = json.dumps([text, {text: text}, [text] * 40], ensure_ascii=False)
+    for _ in range(levels):
+        data = f'[{json.dumps(text)},{{"x":{data}}}]'
+    data = f'{{"type":"said","text":{json.dumps("[{" * 40)},"more":{data}}}'
+    if levels * 2 + 3 > wire.MAX_DEPTH:
+        with pytest.raises(BadMessage, match="nested too deep"):
+            wire.check(data)
+    else:
+        wire.check(data)
+
+
+@given(st.text())
+def test_what_is_made_here_is_written_so_that_everybody_can_read_it(text):
+    assert strictly(wire.write(Said(text=text)).decode())["text"] == text
+
+
+def test_of_a_critical_event_nothing_is_made_anew():
+    rest = b'"big":%b,"far":1e400,"\\u00e9":"\\/"' % (b"9" * 400)
+    for named in (b'"requires_ack":false', b'"message_id":null', b'"requires_ack":false,"message_id":null'):
+        payload = b'{"type":"said","text":"x",%b,%b}' % (named, rest)
+        event, written = wire.critical(Said(text="x"), payload, "m1")
+        assert (event.message_id, event.requires_ack) == ("m1", True)
+        read = strictly(written.decode())
+        assert (read["message_id"], read["requires_ack"], read["far"]) == ("m1", True, math.inf)
+        assert b"1e400" in written
+        assert b"9" * 400 in written
+        assert written.count(b'"message_id"') == written.count(b'"requires_ack"') == 1
 
 
 def test_a_field_that_the_router_adds_cannot_be_published():
