@@ -94,6 +94,7 @@ def frames() -> dict[str, wire.Frame]:
         ),
         "batch": wire.Batch(events=[]),
         "resync": wire.Resync(epoch="e", pos=0, reason="because"),
+        "epoch": wire.Epoch("e"),
         "token_expiring": wire.TokenExpiring(30.0),
         "token_refreshed": wire.TokenRefreshed(600.0),
         "error": wire.Error("code", "message", temporary=False),

@@ -189,13 +189,16 @@ async def test_nobody_who_comes_back_while_redis_begins_anew_is_deaf(own_server)
 
 async def test_numbers_that_a_redis_gives_again_are_not_taken_for_those_that_a_client_has(own_server):
     """D4: nobody listens to the topic while Redis comes back from an older snapshot."""
-    async with nodes(own_server.url, 1) as (node,), redis.asyncio.Redis.from_url(own_server.url) as operator:
-        async with node.client() as client:
-            await node.publish(*map(started, range(40)))
-            await operator.save()
-            await node.publish(*map(started, range(40, 70)))
-            page = Page(client)
-            await page.read(lambda page: page.pos == 70)
+    async with (
+        nodes(own_server.url, 1) as (node,),
+        redis.asyncio.Redis.from_url(own_server.url) as operator,
+        node.client() as client,
+    ):
+        await node.publish(*map(started, range(40)))
+        await operator.save()
+        await node.publish(*map(started, range(40, 70)))
+        page = Page(client)
+        await page.read(lambda page: page.pos == 70)
     own_server.kill()
     await asyncio.to_thread(own_server.start)
     async with Backend(own_server.url) as backend:
