@@ -15,8 +15,9 @@ REACH = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A promise that was broken: `lost`, `twice`, `order`, `torn`, `deaf`, `passing`, `phantom`; whoever runs the checker
-    adds `presence` and `seat`.
+    """A promise that was broken: `lost`, `cut` (lost at the old end of history: `since=0` was answered as if it were
+    all there is), `twice`, `order`, `torn`, `deaf`, `passing` (an event that is not kept did not reach one who was
+    there), `phantom` (refused, and shown). Whoever runs the checker adds `presence`, `seat`, `away`.
     """
 
     kind: str
@@ -99,6 +100,7 @@ class _View:
         self._twice: dict[str, list[tuple[int, float, Shown]]] = defaultdict(list)
         self._from: float | None = None
         """What was asked for from here on must be shown."""
+        self._welcomed = float("-inf")
         self._covered = float("-inf")
         self._recovered = ""
         self._walk()
@@ -145,6 +147,7 @@ class _View:
         """A page that knows nothing, and wants all that there is or all from now on."""
         cut = max((moment for moment in self._forgotten if moment <= at), default=float("-inf"))
         self._from = cut if whole else at
+        self._welcomed = at
         self._covered = float("-inf")
         self._segments.append(_Segment(whole=whole))
         self._all_shown.clear()
@@ -190,16 +193,16 @@ class _View:
     def _lost(self) -> set[tuple[str, int]]:
         if not self._client.connected or self._from is None:
             return set()
-        missing: dict[str, list[Publication]] = defaultdict(list)
+        missing: dict[tuple[str, str], list[Publication]] = defaultdict(list)
         for each in self._publications:
             if each.way != "passing" and self._required(each) and not self._satisfied(each):
                 if each.probe:
                     self._tell("deaf", f"{each.mark} of the end never came{self._why(each)}", self._ended)
                 elif not self._client.plain:
-                    missing[each.key].append(each)
-        for key, them in missing.items():
+                    missing["cut" if each.asked_at <= self._welcomed else "lost", each.key].append(each)
+        for (kind, key), them in missing.items():
             numbers = ", ".join(str(each.number) for each in them[:12]) + (" ..." if len(them) > 12 else "")
-            self._tell("lost", f"<{key}:{numbers}> ({them[0].kind}) of {self._count(key)}{self._why(them[0])}", them[0].asked_at)
+            self._tell(kind, f"<{key}:{numbers}> ({them[0].kind}) of {self._count(key)}{self._why(them[0])}", them[0].asked_at)
         return {(each.key, each.number) for them in missing.values() for each in them}
 
     def _required(self, publication: Publication) -> bool:

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from tests.checker import Ledger, Publication, Violation, judge
-from tests.checker.client import Resync, Shown, Told, Welcome
+from tests.checker.client import Opened, Resync, Shown, Told, Welcome
 from tests.checker.ledger import marks
 from tests.simulation import network, seam
 from tests.simulation.client import Viewer
@@ -204,7 +204,8 @@ class _World:
             if viewer.there and not viewer.model.plain:
                 people = {user: person["connections"] for user, person in viewer.model.people.items()}
                 if people != projects[viewer.project]:
-                    self._violate("presence", viewer, f"believes {people}, and here are {dict(projects[viewer.project])}")
+                    slow = any(isinstance(note, Opened) and not note.prompt for note in viewer.model.record)
+                    self._violate("stale" if slow else "presence", viewer, f"believes {people}, and here are {dict(projects[viewer.project])}")
         for project, truth in projects.items():
             for node in self.nodes.values():
                 caller = Caller(make_token("backend", project, ("view",)))
