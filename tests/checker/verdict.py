@@ -16,7 +16,8 @@ REACH = 3.0
 @dataclass(frozen=True, slots=True)
 class Violation:
     """A promise that was broken: `lost`, `cut` (lost at the old end of history: `since=0` was answered as if it were
-    all there is), `twice`, `order`, `torn`, `deaf`, `passing` (an event that is not kept did not reach one who was
+    all there is), `twice`, `nagged` (the same, of a critical event and a plain client, which cannot acknowledge), `order`,
+    `torn`, `gap` (the same, of pieces that the broker itself forgot), `deaf`, `passing` (an event that is not kept did not reach one who was
     there), `phantom` (refused, and shown). Whoever runs the checker adds `presence`, `seat`, `away`.
     """
 
@@ -101,6 +102,7 @@ class _View:
         self._from: float | None = None
         """What was asked for from here on must be shown."""
         self._welcomed = float("-inf")
+        self._cut = max(forgotten, default=float("-inf"))
         self._covered = float("-inf")
         self._recovered = ""
         self._walk()
@@ -112,7 +114,12 @@ class _View:
         for key, again in self._twice.items():
             number, before, note = again[0]
             more = f", and {len(again) - 1} more of it" if len(again) > 1 else ""
-            self._tell("twice", f"<{key}:{number}> was shown at {before:.3f} already; again in {_short(note)}{more}", note.at)
+            nagged = self._client.plain and note.event.get("requires_ack")
+            self._tell(
+                "nagged" if nagged else "twice",
+                f"<{key}:{number}> was shown at {before:.3f} already; again in {_short(note)}{more}",
+                note.at,
+            )
         return self._found
 
     def _tell(self, kind: str, what: str, at: float) -> None:
@@ -164,7 +171,11 @@ class _View:
             again = (key, number) in segment.shown
             if publication.outcome == "refused":
                 self._tell("phantom", f"{publication.mark} was refused, and is shown", note.at)
-            if again and publication.way != "passing" and (publication.identified or publication.outcome == "published"):
+            if (
+                again
+                and publication.way != "passing"
+                and (publication.identified or publication.outcome == "published")
+            ):
                 self._twice[key].append((number, segment.shown[key, number], note))
             if not again and publication.outcome == "published" and not note.event.get("redelivered"):
                 self._check_order(segment, publication, note)
@@ -202,7 +213,9 @@ class _View:
                     missing["cut" if each.asked_at <= self._welcomed else "lost", each.key].append(each)
         for (kind, key), them in missing.items():
             numbers = ", ".join(str(each.number) for each in them[:12]) + (" ..." if len(them) > 12 else "")
-            self._tell(kind, f"<{key}:{numbers}> ({them[0].kind}) of {self._count(key)}{self._why(them[0])}", them[0].asked_at)
+            self._tell(
+                kind, f"<{key}:{numbers}> ({them[0].kind}) of {self._count(key)}{self._why(them[0])}", them[0].asked_at
+            )
         return {(each.key, each.number) for them in missing.values() for each in them}
 
     def _required(self, publication: Publication) -> bool:
@@ -238,7 +251,13 @@ class _View:
                 if segment.whole and first > 0 and self._stands(key, 0, lost) and self._required(self._known[key, 0]):
                     self._tell("torn", f"{key} begins with piece {first}{self._recovered}", segment.shown[key, first])
                 if holes:
-                    self._tell("torn", f"{key} has holes at {holes[:12]}, between {first} and {final}", self._ended)
+                    # What the broker itself forgot cannot be shown; that it goes unsaid is another fault than a lost piece.
+                    known_lost = all(self._known[key, number].asked_at <= self._cut for number in holes)
+                    self._tell(
+                        "gap" if known_lost else "torn",
+                        f"{key} has holes at {holes[:12]}, between {first} and {final}",
+                        self._ended,
+                    )
 
     def _stands(self, key: str, number: int, lost: set[tuple[str, int]]) -> bool:
         publication = self._known.get((key, number))
@@ -258,7 +277,9 @@ class _View:
             until = each.told_at + REACH
             there = any(v.prompt and v.begin < each.asked_at and min(v.end, self._ended) > until for v in self._visits)
             if there and each.asked_at > self._covered and self._newest.get(each.key, -1) < each.number:
-                self._tell("passing", f"{each.mark} ({each.kind}), not kept, never came to one who was there", each.asked_at)
+                self._tell(
+                    "passing", f"{each.mark} ({each.kind}), not kept, never came to one who was there", each.asked_at
+                )
 
 
 def _short(note: Shown) -> str:

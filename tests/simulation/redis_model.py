@@ -61,7 +61,8 @@ class Memory:
         return copy.deepcopy(self.server.dbs[0]._dict)
 
     def flush(self) -> None:
-        self.server.dbs[0].clear()
+        with self.server.lock:
+            self.server.dbs[0].clear()
 
     def refuse(self, what: str) -> None:
         """`READONLY`, `OOM`, or nothing: which writes are refused from now on."""
