@@ -11,7 +11,7 @@ __all__ = ["Append", "Delivery", "Event", "Lapse", "Latest", "Merge", "Now", "Po
 MergeFunction: TypeAlias = Callable[[Any, Any], Any]
 """`(pending, new) -> one event of the same type that says what both said`. Pure and quick."""
 
-RESERVED_FIELDS = frozenset({"seq", "pos", "topic", "redelivered"})
+RESERVED_FIELDS = frozenset({"seq", "pos", "topic", "redelivered", "torn"})
 """Names that the router adds to frames. An event that brings one of its own would be read as ours."""
 
 

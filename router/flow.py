@@ -243,7 +243,7 @@ class Router:
         if envelope.published_at:
             self.metrics.latency.observe(max(0.0, self._wall() - envelope.published_at))
         self.lapses.note(envelope)
-        await self.hub.deliver(self._recovery.spare(envelope))
+        await self.hub.deliver(await self._recovery.spare(envelope))
         if not self._lanes.busy(envelope.topic):  # a middleware forwards it later, out of turn
             self._lanes.put(envelope.topic, _nothing)
 

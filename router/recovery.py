@@ -47,7 +47,8 @@ AHEAD = "the position is ahead of the topic"
 BROKEN = "continuity was lost on the way here"
 TOO_MUCH = "more without a number went by than is kept"
 UNKNOWN_TYPES = "events of a type that this node does not know were passed over"
-TORN = "a text has ended whose beginning history no longer had"
+OPEN = 1_000
+"""Texts of one topic that go on at once, as far as it is known: the newest of them."""
 
 
 class Holding(Protocol):
@@ -69,8 +70,8 @@ class Standing(Struct):
     """Goes up when what was told of a position before no longer holds."""
     unread: set[int] = set()
     """Numbers of which nobody here could be sent the event. They count as not delivered."""
-    torn: dict[tuple[type[Event], Subject], set[str]] = {}
-    """Texts that go on, each with the sessions that were not given its beginning, and so get nothing of it."""
+    open: dict[tuple[type[Event], Subject], set[str]] = {}
+    """Texts that go on, each with the sessions that were not given its beginning."""
 
 
 class Start(Struct, frozen=True):
@@ -153,7 +154,6 @@ class Recovery:
         """Tell everybody who listens to `topic` to reload and to go on from where it stands."""
         standing.version += 1
         standing.unread.clear()
-        standing.torn.clear()
         self._hub.floors.pop(topic, None)
         bookmark = self._present(topic, standing)
         for session in self._hub.restart(topic, bookmark):
@@ -223,7 +223,7 @@ class Recovery:
         for topic in session.topics:
             start = starts[topic]
             if start.reason is not None:
-                self._resync(session, topic, start.epoch, start.bookmark, start.reason)
+                self._resync(session, topic, start.epoch, start.bookmark, start.reason, replayed=start.whole)
         late = [t for t in session.topics if self._lanes.busy(t) or not self._join_at_once(session, t)]
         for topic in late:
             self._hub.away(session, topic)
@@ -240,7 +240,7 @@ class Recovery:
             del session.bookmarks[topic]
             standing = self._standings[topic]
             standing.listeners -= 1
-            for lacking in standing.torn.values():
+            for lacking in standing.open.values():
                 lacking.discard(session.id)
             if not standing.listeners:
                 self._forget(topic)
@@ -273,6 +273,7 @@ class Recovery:
                 history = await self._broker.history(topic, 0)
                 for envelope, age in zip(history.envelopes, history.ages, strict=True):
                     self._lapses.note(envelope, age)  # what began while nobody was here
+                    _follow(standing, envelope)
 
     async def _start(self, topic: str, asked: tuple[str, Bookmark] | None) -> Start:
         """From where somebody goes on who `asked` for this; in the topic's turn, so that all of it is of one moment."""
@@ -382,10 +383,11 @@ class Recovery:
                 # Told before it was cut further, or while it reached back that far.
                 bookmark = Bookmark(stretch.after) if whole else arrived
                 session.bookmarks[topic] = bookmark
-                self._resync(session, topic, standing.epoch, bookmark, NOT_WHOLE if whole else TOO_OLD)
+                reason = NOT_WHOLE if whole else TOO_OLD
+                self._resync(session, topic, standing.epoch, bookmark, reason, replayed=whole)
             if stretch.complete or whole:
                 for stream in stretch.torn:
-                    standing.torn.setdefault(stream, set()).add(session.id)
+                    standing.open.setdefault(stream, set()).add(session.id)
                 if not await self._catch_up(session, port, topic, stretch):
                     return True
         if not self._kept_out(session):  # also not by what was just written to it
@@ -405,7 +407,9 @@ class Recovery:
         bookmark = session.bookmarks[topic]
         known = set(bookmark.known)
         for part in stretch.parts:
-            self._hub.send(session, self._spared(session, topic, part), stretch.arrived.pos, part.views)
+            envelopes = self._marked(session, topic, part.envelopes)
+            views = part.views if envelopes is part.envelopes else None
+            self._hub.send(session, envelopes, stretch.arrived.pos, views)
             known.update(envelope.seq for envelope in part.envelopes)
             pos = max(bookmark.pos, wire.position(part.envelopes[-1], stretch.arrived.pos))
             bookmark = Bookmark(pos, frozenset(seq for seq in known if seq > pos))
@@ -481,48 +485,50 @@ class Recovery:
                 await self._outbound(replace(envelope, replay=True), keep)
         return list(through)  # what a middleware forwards later comes too late
 
-    def _resync(self, session: Session, topic: str, epoch: str, bookmark: Bookmark, reason: str) -> None:
+    def _resync(
+        self, session: Session, topic: str, epoch: str, bookmark: Bookmark, reason: str, *, replayed: bool = False
+    ) -> None:
+        """Tell `session` to reload and go on from `bookmark`. `replayed`: what history has of it follows."""
         if session.plain:
             return  # it knows neither positions nor what to do about them
+        standing = self._standings.get(topic)
+        for lacking in () if standing is None or replayed else standing.open.values():
+            lacking.add(session.id)  # unless it loads the text so far, that has no beginning for it
         place, label = _place(epoch, bookmark), wire.topic_label(topic)
         frame = wire.Resync(epoch=epoch, pos=place.pos, known=place.known, reason=reason, topic=label)
         self._hub.say(session, wire.encode(frame))
 
     # -- texts without their beginning
 
-    def spare(self, envelope: Envelope) -> Envelope:
+    async def spare(self, envelope: Envelope) -> Envelope:
         """`envelope` without those who were not given the beginning of the text that it is a piece of.
 
-        With its last piece they are told to reload, for then the whole of it can be had from where it is kept.
+        They are sent it here, marked: it is for whoever has loaded the text so far, and nothing to be shown by itself.
+        Plain clients, which load nothing, get none of it.
         """
         standing = self._standings.get(envelope.topic)
-        if standing is None or not standing.torn or not isinstance(envelope.policy.deliver, Append):
+        if standing is None or not isinstance(envelope.policy.deliver, Append):
             return envelope
-        stream = _stream(envelope)
-        lacking = standing.torn.get(stream)
-        if lacking is None:
+        lacking = _follow(standing, envelope)
+        if not lacking:
             return envelope
-        if _ends(envelope):
-            del standing.torn[stream]
-            self._lanes.put(envelope.topic, partial(self._tell_torn, envelope.topic, lacking))
+        await self._hub.flush(envelope.topic)  # what came before it goes out before it
+        marked = [_torn(envelope)]
+        for session in (self._hub.session(id_) for id_ in lacking):
+            if session is not None and not session.plain and self._hub.present(session, envelope.topic):
+                self._hub.send(session, marked, self._hub.floors.get(envelope.topic))
         return envelope.narrowed(without=frozenset(lacking))
 
-    async def _tell_torn(self, topic: str, lacking: set[str]) -> None:
-        await self._hub.flush(topic)
-        standing = self._standings.get(topic)
-        for session in (self._hub.session(id_) for id_ in lacking):
-            if session is not None and standing is not None:
-                held = self._holding.held(topic) | standing.unread
-                self._resync(session, topic, standing.epoch, _all_but(held, standing.seen), TORN)
-
-    def _spared(self, session: Session, topic: str, part: "_Part") -> list[Envelope]:
-        """What of `part` is shown to `session`: nothing of a text whose beginning it was not given."""
-        torn = self._standings[topic].torn
-        lacking = {stream for stream, sessions in torn.items() if session.id in sessions}
+    def _marked(self, session: Session, topic: str, envelopes: list[Envelope]) -> list[Envelope]:
+        """What of a missed stretch is sent to `session`, which was not given the beginning of some texts."""
+        lacking = {stream for stream, ids in self._standings[topic].open.items() if session.id in ids}
         if not lacking:
-            return part.envelopes
+            return envelopes
         hidden = frozenset({session.id})
-        return [e.narrowed(without=hidden) if _stream(e) in lacking else e for e in part.envelopes]
+        return [
+            e if _stream(e) not in lacking else e.narrowed(without=hidden) if session.plain else _torn(e)
+            for e in envelopes
+        ]
 
 
 Stream: TypeAlias = tuple[type[Event], Subject]
@@ -536,6 +542,23 @@ def _stream(envelope: Envelope) -> Stream:
 def _ends(envelope: Envelope) -> bool:
     deliver = envelope.policy.deliver
     return isinstance(deliver, Append) and deliver.ends is not None and bool(getattr(envelope.event, deliver.ends))
+
+
+def _torn(envelope: Envelope) -> Envelope:
+    """A piece for one who was not given the beginning of its text."""
+    return replace(envelope, payload=wire.body(envelope)[:-1] + b',"torn":true}')
+
+
+def _follow(standing: Standing, envelope: Envelope) -> set[str] | None:
+    """Note a piece of a text. Returns the sessions that were not given the beginning of it."""
+    if not isinstance(envelope.policy.deliver, Append):
+        return None
+    stream = _stream(envelope)
+    if _ends(envelope):
+        return standing.open.pop(stream, None)
+    if stream not in standing.open and len(standing.open) >= OPEN:
+        del standing.open[next(iter(standing.open))]
+    return standing.open.setdefault(stream, set())
 
 
 def _begins(envelope: Envelope) -> bool:

@@ -167,6 +167,7 @@ class Head(Struct, frozen=True):
     pos: Any | UnsetType = UNSET
     topic: Any | UnsetType = UNSET
     redelivered: Any | UnsetType = UNSET
+    torn: Any | UnsetType = UNSET
 
 
 _QUOTED = re.compile(r"Invalid enum value .*(?= - at `)|Invalid enum value .*", re.DOTALL)
