@@ -69,6 +69,8 @@ class Lease:
         """What was asked for without an answer since the last lease."""
         self._number = 0
         self._epoch = ""
+        self.forgotten = False
+        """The server has forgotten everything; until somebody has taken note of it."""
         self._doubtful = False
         self._renewal: asyncio.Task[None] | None = None
         self._left_behind = asyncio.Event()
@@ -85,6 +87,7 @@ class Lease:
 
         Raises `Unavailable`; then nothing is held. Waits while everything is written down anew.
         """
+        uncertain = False
         for _ in range(TRIES):
             while self._renewal is not None:
                 await asyncio.shield(self._renewal)
@@ -96,9 +99,12 @@ class Lease:
                 raise
             if not answer[0] and self.id == id_ and self._renewal is None:
                 self.held.update(entries)
+                if uncertain:  # also where the new lease was on its way already, and took no notice of it
+                    self.returned.update(entries)
                 return answer
             if answer[0] == b"again" or not answer[0]:
                 self._unsure.update(entries)
+                uncertain = True
             elif answer[0] != b"lease":
                 return answer
             if self.id == id_:
@@ -229,6 +235,7 @@ class Lease:
         if self._epoch and entries:
             text = "what the broker knows of this node was in doubt: %d entries were written down anew"
             log.warning(text, len(entries), extra={"event": "lease_renewed"})
+        self.forgotten = self.forgotten or epoch != self._epoch
         self.id, self._epoch = id_, epoch
         self._left_behind.set()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,6 +35,9 @@ class Roster:
         self._scripts = scripts
         self._lease = lease
         self._node = node
+        self._left: deque[str] = deque(maxlen=MOST)
+        """The last who left from here. Should the server forget everything, nobody else knows that they are to be told
+        as gone, should their last update have come after viewers asked who is here."""
 
     async def enter(self, project: str, user: str) -> Arrived:
         """See `Broker.enter`."""
@@ -47,7 +51,11 @@ class Roster:
         """See `Broker.leave`."""
         arguments = (project, user, SETTLE, self._lease.grace_ms)
         answer = await self._lease.give("leave", (_entry(project, user),), _keys(project), arguments)
-        return None if answer is None else Person(user, answer[1], answer[2].decode())
+        if answer is None:
+            return None
+        if not answer[1]:
+            self._left.append(f"{project} {user}")
+        return Person(user, answer[1], answer[2].decode())
 
     async def people(self, project: str) -> list[Person]:
         """See `Broker.people`."""
@@ -115,9 +123,13 @@ class Roster:
         changed, self._lease.changed = self._lease.changed, set()
         entries = [(entry, anew) for anew, entries in ((0, changed), (1, returned)) for entry in sorted(entries)]
         people = [(entry.partition(":")[2], anew, 0) for entry, anew in entries if entry.startswith("here:")]
+        forgotten, self._lease.forgotten = self._lease.forgotten, False
+        if forgotten:
+            people += [(who, 0, 1) for who in self._left]
         try:
             await self._doubt(people)
         except BaseException:
+            self._lease.forgotten |= forgotten
             self._lease.returned |= returned
             self._lease.changed |= changed
             raise

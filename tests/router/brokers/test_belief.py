@@ -183,20 +183,20 @@ class Session:
 class Watcher:
     """Believes what it read when it was let in, and what it hears from then on."""
 
-    def __init__(self, world):
+    def __init__(self, world, node):
         self.world = world
+        self.node = node
         self.begin = len(world.log)
         self.people = None
-        self.told = len(world.log)
 
-    async def read(self, node):
+    async def read(self):
         """Asked until it is answered, as a page does. What happened before it began to listen is not heard."""
         while True:
             try:
                 found = {
                     (project, person.user_id): (person.connections, person.status)
                     for project in ("p", "q")
-                    for person in await node.roster.people(project)
+                    for person in await self.node.roster.people(project)
                 }
             except Unavailable:
                 await self.world.time.sleep(0.3)
@@ -259,9 +259,9 @@ class World:
             return pipeline.execute()[-1]
 
     async def watch(self):
-        watcher = Watcher(self)
+        watcher = Watcher(self, self.random.choice(self.nodes))
         self.watchers.append(watcher)
-        await watcher.read(self.random.choice(self.nodes))
+        await watcher.read()
 
     async def play(self):
         self.nodes = [Node(self) for _ in range(3)]
@@ -292,6 +292,8 @@ class World:
             self.reading.append(asyncio.create_task(self.watch()))
         elif what == "die":
             node.wire.dead = True
+            for watcher in [one for one in self.watchers if one.node is node and one.people is None]:
+                self.watchers.remove(watcher)
             self.gone.append(node)
             self.nodes[self.nodes.index(node)] = Node(self)
         elif what == "part":
@@ -316,10 +318,10 @@ class World:
         truth = Counter(session.who for node in self.nodes for session in node.sessions if session.present)
         for watcher in self.watchers:
             people, here = watcher.believes()
-            assert {who: connections for who, (connections, _) in people.items()} == dict(truth)
-            assert here == set(truth)
+            assert {who: connections for who, (connections, _) in people.items()} == dict(truth), "connections"
+            assert here == set(truth), "who is here"
             for (project, user), (_, status) in people.items():
-                assert status == (self.client.hget(f"router:{{limits}}:status:{project}", user) or b"").decode()
+                assert status == (self.client.hget(f"router:{{limits}}:status:{project}", user) or b"").decode(), "status"
 
     async def end(self):
         await asyncio.sleep(0)
