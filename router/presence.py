@@ -123,7 +123,10 @@ class Presence:
         except BaseException:  # it may have been set all the same
             self._doubt(project, user)
             raise
-        await self._tell(project, user, _updated(person), began)
+        if person.connections:
+            await self._tell(project, user, _updated(person), began)
+        else:  # the broker knows nothing of them: they are leaving, or it is to be told of them again
+            self._doubt(project, user)
 
     async def tick(self) -> None:
         """Announce those whose grace is over, and how everybody is of whom viewers may believe something else."""

@@ -219,7 +219,7 @@ class Lease:
         for start in range(0, max(1, len(entries)), CHUNK):
             flat = [part for entry in entries[start : start + CHUNK] for part in entry]
             answer = await self._scripts.call(
-                "register", (NODES, _entries(id_), LEAVING, EPOCH), (id_, self._ms, token_hex(8), *flat)
+                "register", (NODES, _entries(id_), LEAVING, EPOCH, ANEW), (id_, self._ms, token_hex(8), *flat)
             )
             if not answer:
                 raise Unavailable("the lease ended while it was written down", retry_after=1.0)

@@ -1,6 +1,6 @@
 -- Write down what a node holds, under a new lease that does not count yet: its end stands in `nodes` as a negative
 -- number until `begin`. Counts are whole, so that a repeated try changes nothing.
--- KEYS: 1 nodes  2 entries of the lease  3 leaving  4 epoch of all that is kept here
+-- KEYS: 1 nodes  2 entries of the lease  3 leaving  4 epoch of all that is kept here  5 anew, as in `enter`
 -- ARGV: 1 lease  2 its length in ms  3 epoch to begin with, should there be none  then entry, count, entry, count ...
 -- Returns { epoch, entries ('here:<project> <user>') of people of whom nothing was known, entries of those who are
 -- known but will count otherwise than they do now }; {} when the lease has ended.
@@ -31,6 +31,7 @@ for i = 4, #ARGV - 2, 2 do
     end
     if not known then
       unknown[#unknown + 1] = entry
+      redis.call('HSET', KEYS[5], project .. ' ' .. user, '-')
     elseif not before or redis.call('HGET', here, before .. ' ' .. user) ~= count then
       changed[#changed + 1] = entry
     end

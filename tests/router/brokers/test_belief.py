@@ -258,7 +258,8 @@ class World:
             pipeline.eval(self.digests[script], len(keys), *keys, *arguments)
             return pipeline.execute()[-1]
 
-    async def watch(self):
+    async def watch(self, after=0.0):
+        await self.time.sleep(after)
         watcher = Watcher(self, self.random.choice(self.nodes))
         self.watchers.append(watcher)
         await watcher.read()
@@ -294,6 +295,7 @@ class World:
             node.wire.dead = True
             for watcher in [one for one in self.watchers if one.node is node and one.people is None]:
                 self.watchers.remove(watcher)
+                self.reading.append(asyncio.create_task(self.watch()))
             self.gone.append(node)
             self.nodes[self.nodes.index(node)] = Node(self)
         elif what == "part":
@@ -310,12 +312,13 @@ class World:
                 choose.choice(tasks).cancel()
         elif what == "flush":
             self.client.flushdb()
-            # Numbering is gone with it, so all pages are told to reload.
+            # Numbering is gone with it, so all pages are told to reload. Nodes notice when what is under way is there.
             self.watchers.clear()
-            self.reading.append(asyncio.create_task(self.watch()))
+            self.reading.append(asyncio.create_task(self.watch(after=0.5)))
 
     def check(self):
         truth = Counter(session.who for node in self.nodes for session in node.sessions if session.present)
+        assert self.watchers
         for watcher in self.watchers:
             people, here = watcher.believes()
             assert {who: connections for who, (connections, _) in people.items()} == dict(truth), "connections"
