@@ -32,5 +32,5 @@ redis.call('HINCRBY', KEYS[3], lease .. ' ' .. user, 1)
 redis.call('SADD', KEYS[2], 'here:' .. who)
 -- What two nodes tell may change places on its way: the last word is said when all of it has arrived.
 if elsewhere or redis.call('ZSCORE', KEYS[6], who) then redis.call('ZADD', KEYS[6], now + ARGV[4], who) end
-if not known then redis.call('HSETNX', KEYS[7], who, node) end
+if not known and redis.call('HEXISTS', KEYS[7], who) == 0 then redis.call('HSET', KEYS[7], who, node) end
 return { '', known and 0 or 1, connections, redis.call('HGET', KEYS[4], user) or '' }
