@@ -6,6 +6,7 @@ from one seed.
 """
 
 import asyncio
+import contextlib
 import heapq
 import os
 import random
@@ -23,10 +24,10 @@ from router.errors import Unavailable
 from router.presence import Presence, PresenceJoined, PresenceLeft, PresenceUpdated
 
 LENGTH, GRACE = 9.0, 4.0
-TROUBLE = 25.0
-"""Virtual seconds with faults. After them come as many as it may take until all is right."""
+ROUNDS, TROUBLE = 3, 8.0
+"""Times in virtual seconds with faults. After each come as many as it may take until all is right."""
 BOUND = LENGTH + GRACE + 5.0
-PEOPLE = [(project, user) for project in ("p", "q") for user in ("ada", "b o b")]
+PEOPLE = [("p", "ada"), ("q", "b o b")]
 FAULTS = ("die", "part", "stall", "freeze", "lose", "cancel", "flush")
 
 
@@ -140,10 +141,8 @@ class Node:
 
     async def keep(self):
         while True:
-            try:
+            with contextlib.suppress(Unavailable):
                 await self.lease.beat()
-            except Unavailable:
-                pass
             await self.pause(LENGTH / 3)
 
     async def tick(self):
@@ -167,10 +166,8 @@ class Node:
                 await self.presence.leave(*who)
 
     async def describe(self, who, status):
-        try:
+        with contextlib.suppress(Unavailable):
             await self.presence.update(*who, status)
-        except Unavailable:
-            pass
 
 
 class Session:
@@ -267,28 +264,33 @@ class World:
         self.nodes = [Node(self) for _ in range(3)]
         await self.time.run(1.0)
         self.reading = [asyncio.create_task(self.watch())]
-        end = self.time.now + TROUBLE
-        while self.time.now < end:
-            await self.act()
-            await self.time.run(self.random.choice((0.0, 0.003, 0.02, 0.1, 0.7, 2.5)))
-        self.losing_until = 0.0
-        for node in self.nodes:
-            node.wire.cut_until = 0.0
-        await self.time.run(BOUND)
-        self.check()
+        for _ in range(ROUNDS):
+            end = self.time.now + TROUBLE
+            while self.time.now < end:
+                await self.act()
+                await self.time.run(self.random.choice((0.0, 0.003, 0.02, 0.1, 0.3, 1.0, 2.5)))
+            for _ in range(self.random.choice((0, 2, 3, 4))):  # the last words meet each other
+                await self.act(("enter", "leave", "status"))
+                await self.time.run(self.random.choice((0.0, 0.0, 0.002, 0.1)))
+            self.losing_until = 0.0
+            for node in self.nodes:
+                node.wire.cut_until = 0.0
+            await self.time.run(BOUND)
+            self.check()
 
-    async def act(self):
+    async def act(self, among=None):
         choose = self.random
         node = choose.choice(self.nodes)
         present = [session for session in node.sessions if session.present and not session.over.is_set()]
-        what = choose.choice(("enter", "enter", "leave", "leave", "status", "watch", *self.faults))
+        kinds = among or ("enter", "enter", "leave", "leave", "leave", "status", "watch", *self.faults)
+        what = choose.choice(kinds)
         if what == "enter":
             node.spawn(node.connect(choose.choice(PEOPLE)))
         elif what == "leave" and present:
             choose.choice(present).over.set()
         elif what == "status" and present:
             node.spawn(node.describe(choose.choice(present).who, choose.choice(("", "reading", "writing"))))
-        elif what == "watch" and len(self.watchers) < 6:
+        elif what == "watch" and len(self.watchers) < 9:
             self.reading.append(asyncio.create_task(self.watch()))
         elif what == "die":
             node.wire.dead = True
@@ -323,7 +325,9 @@ class World:
             assert {who: connections for who, (connections, _) in people.items()} == dict(truth), "connections"
             assert here == set(truth), "who is here"
             for (project, user), (_, status) in people.items():
-                assert status == (self.client.hget(f"router:{{limits}}:status:{project}", user) or b"").decode(), "status"
+                assert status == (self.client.hget(f"router:{{limits}}:status:{project}", user) or b"").decode(), (
+                    "status"
+                )
 
     async def end(self):
         await asyncio.sleep(0)
