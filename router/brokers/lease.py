@@ -235,7 +235,7 @@ class Lease:
         if self._epoch and entries:
             text = "what the broker knows of this node was in doubt: %d entries were written down anew"
             log.warning(text, len(entries), extra={"event": "lease_renewed"})
-        self.forgotten = self.forgotten or epoch != self._epoch
+        self.forgotten = self.forgotten or self._epoch not in ("", epoch)
         self.id, self._epoch = id_, epoch
         self._left_behind.set()
 

@@ -180,7 +180,7 @@ class World:
         holding = [place for place in range(3) if self.seats[place] or self.people[place]]
         keys = await self.table.keys()
         assert {key for key in keys if key.startswith("held:")} == {f"held:{self.parts[i].lease.id}" for i in holding}
-        assert not {"leaving", "doubted"} & keys
+        assert not {"leaving", "doubted", "anew"} & keys
 
 
 async def play(url, actions):

@@ -398,3 +398,35 @@ async def test_nothing_is_kept_of_people_who_have_left(make, table):
     await part.roster.leave("p", "ada")
     assert await departed(part) == [("p", "ada")]
     assert await table.keys() == set()
+
+
+async def test_who_counted_for_nobody_while_the_next_lease_was_written_down_is_told_again(one, client, table):
+    await arrive(one, "ada")
+    send = one.scripts._send
+
+    async def lapse(calls):
+        answers = await send(calls)
+        if calls[0][0] == "register":
+            await table.lapse(one)
+        return answers
+
+    one.scripts._send = lapse
+    await one.lease.renew()
+    assert await recalled(one, client) == ([], [("p", "ada")])
+
+
+async def test_joined_is_not_lost_when_the_lease_was_replaced_before_the_answer_that_it_is_uncertain(
+    one, client, monkeypatch
+):
+    call = one.lease._call
+
+    async def late(*what):
+        monkeypatch.setattr(one.lease, "_call", call)
+        answer = await call(*what)
+        await one.lease.renew()
+        return answer
+
+    monkeypatch.setattr(one.lease, "_call", late)
+    one.scripts.lose = ["answer"]
+    assert not (await one.roster.enter("p", "ada")).joined
+    assert await recalled(one, client) == ([("p", "ada")], [])
