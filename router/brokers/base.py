@@ -22,6 +22,7 @@ __all__ = [
     "Limits",
     "Lost",
     "Moved",
+    "Notice",
     "Origin",
     "Person",
     "Position",
@@ -115,6 +116,19 @@ class Arrived(Struct, frozen=True):
     person: Person
     joined: bool
     """They were nowhere before: this is the first of maybe several windows."""
+
+
+class Notice(Struct, frozen=True):
+    """One person of whom viewers are to be told how it is, for they may believe something else."""
+
+    project: str
+    person: Person
+    here: bool = True
+    """Else they have left."""
+    anew: bool = False
+    """They may have been told as gone, or were not told as joined."""
+    mark: str = ""
+    """Which handing-out this is. Empty: somebody joined, and viewers were told at once."""
 
 
 class Broker(ABC):
@@ -215,17 +229,29 @@ class Broker(ABC):
 
     @abstractmethod
     async def set_status(self, project: str, user: str, status: str) -> Person:
-        """What `user` says of themselves. It is forgotten when they have left."""
+        """What `user` says of themselves. It is forgotten when they have left, and not noted of one who has."""
 
     @abstractmethod
-    async def departed(self) -> list[tuple[str, str]]:
-        """Project and user of some whose grace is over. Each is told to one node, which is to ask every second."""
+    async def untold(self) -> list[Notice]:
+        """Some whose grace is over, and some of whom viewers may believe what is not so. Ask every second.
+
+        Each is handed out to one node, which tells viewers and then says `told`; else they are handed out again. The
+        broker notes by itself whom a node left untold that ended or was cut off, and of whom two nodes speak.
+        """
 
     @abstractmethod
-    async def returned(self) -> list[tuple[str, str]]:
-        """Project and user of some who are here, but may have been told as departed or not at all.
+    async def told(self, notices: Sequence[Notice]) -> None:
+        """Viewers were told so. Who has changed meanwhile is handed out once more.
 
-        That is so when this node was cut off for long, or an answer was lost. Each is told once, to this node.
+        Call it also, with no `mark`, for whoever `enter` said has joined: until then that is told again, should this
+        node die.
+        """
+
+    @abstractmethod
+    async def doubt(self, notices: Sequence[Notice]) -> None:
+        """Viewers may not have been told of these people, or too late: hand them out when all of it has arrived.
+
+        Of a notice only `project`, `person.user_id` and `anew` count.
         """
 
     @abstractmethod

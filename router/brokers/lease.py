@@ -12,7 +12,7 @@ from router.brokers.layout import PREFIX
 from router.brokers.script import Scripts
 from router.errors import Unavailable, place
 
-__all__ = ["LEAVING", "NODES", "Lease", "key"]
+__all__ = ["ANEW", "DOUBTED", "LEAVING", "NODES", "SETTLE", "Lease", "key"]
 
 log = logging.getLogger("router")
 
@@ -24,6 +24,8 @@ GIVE_UP = 2.0
 """Seconds that the end of a lease may take. After that it ends by itself."""
 BEATS = 3
 """Beats in the length of a lease: one that is lost does no harm."""
+SETTLE = 1000
+"""Milliseconds after which what was under way when somebody's count changed has arrived, or its node says so."""
 
 
 def key(name: str) -> str:
@@ -32,6 +34,8 @@ def key(name: str) -> str:
 
 
 NODES, LEAVING, EPOCH, ALL = key("nodes"), key("leaving"), key("epoch"), key("all")
+DOUBTED, ANEW = key("doubted"), key("anew")
+"""Of whom viewers are told once more, and who of them may be taken for gone. Nodes of older versions know neither."""
 
 
 class Lease:
@@ -51,17 +55,22 @@ class Lease:
         self._node = node
         self._length = length
         self._ms = int(length * 1000)
-        self.grace_ms = int(grace * 1000)
+        self.grace_ms = max(SETTLE, int(grace * 1000))
+        """Not less than what is told of somebody's last connection may need: else that would come after `left`."""
         self.id = f"{node}.0"
         self.held: Counter[str] = Counter()
         """Entries with their counts: `all`, `user:<user>` and `project:<project>` are seats, `here:<project> <user>`
         is a person."""
         self.returned: set[str] = set()
         """People who are here and may have been told otherwise: the server had forgotten them, or an answer was lost."""
+        self.changed: set[str] = set()
+        """People who are here, and whose connections counted otherwise for a while, or not at all."""
         self._unsure: set[str] = set()
         """What was asked for without an answer since the last lease."""
         self._number = 0
         self._epoch = ""
+        self.forgotten = False
+        """The server has forgotten everything; until somebody has taken note of it."""
         self._doubtful = False
         self._renewal: asyncio.Task[None] | None = None
         self._left_behind = asyncio.Event()
@@ -78,6 +87,7 @@ class Lease:
 
         Raises `Unavailable`; then nothing is held. Waits while everything is written down anew.
         """
+        uncertain = False
         for _ in range(TRIES):
             while self._renewal is not None:
                 await asyncio.shield(self._renewal)
@@ -89,9 +99,12 @@ class Lease:
                 raise
             if not answer[0] and self.id == id_ and self._renewal is None:
                 self.held.update(entries)
+                if uncertain:  # also where the new lease was on its way already, and took no notice of it
+                    self.returned.update(entries)
                 return answer
             if answer[0] == b"again" or not answer[0]:
                 self._unsure.update(entries)
+                uncertain = True
             elif answer[0] != b"lease":
                 return answer
             if self.id == id_:
@@ -202,28 +215,32 @@ class Lease:
         self._number += 1
         id_ = f"{self._node}.{self._number}"
         entries = list(self.held.items())
-        epoch, unknown = "", set[str]()
+        epoch, unknown, changed = "", set[str](), set[str]()
         for start in range(0, max(1, len(entries)), CHUNK):
             flat = [part for entry in entries[start : start + CHUNK] for part in entry]
             answer = await self._scripts.call(
-                "register", (NODES, _entries(id_), LEAVING, EPOCH), (id_, self._ms, token_hex(8), *flat)
+                "register", (NODES, _entries(id_), LEAVING, EPOCH, ANEW), (id_, self._ms, token_hex(8), *flat)
             )
             if not answer:
                 raise Unavailable("the lease ended while it was written down", retry_after=1.0)
             epoch = answer[0].decode()
             unknown.update(entry.decode() for entry in answer[1])
-        if not await self._scripts.call("begin", (NODES,), (id_, self._ms)):
+            changed.update(entry.decode() for entry in answer[2])
+        begun = await self._scripts.call("begin", (NODES,), (id_, self._ms))
+        if not begun:
             raise Unavailable("the lease ended while it was written down", retry_after=1.0)
-        if epoch == self._epoch:  # else the server has forgotten everybody, and nobody was told as left
-            self.returned |= unknown
+        # Also where the server has forgotten everybody: who has asked it meanwhile believes that they are not here.
+        self.returned |= unknown
+        self.changed |= changed if begun == 1 else {entry for entry, _ in entries if entry.startswith("here:")}
         if self._epoch and entries:
             text = "what the broker knows of this node was in doubt: %d entries were written down anew"
             log.warning(text, len(entries), extra={"event": "lease_renewed"})
+        self.forgotten = self.forgotten or self._epoch not in ("", epoch)
         self.id, self._epoch = id_, epoch
         self._left_behind.set()
 
     async def _reap(self) -> None:
-        while await self._scripts.call("reap", (NODES, LEAVING), (CHUNK, self.grace_ms)):
+        while await self._scripts.call("reap", (NODES, LEAVING, DOUBTED), (CHUNK, self.grace_ms, SETTLE)):
             pass
 
 

@@ -1,7 +1,8 @@
 """The broker of one process: nothing to install, nothing to lose but the process."""
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 from secrets import token_hex
 from time import monotonic
 
@@ -16,6 +17,7 @@ from router.brokers.base import (
     Limits,
     Lost,
     Moved,
+    Notice,
     Person,
     Position,
     Published,
@@ -78,6 +80,9 @@ class _Roster:
         self._grace = grace
         self._here: dict[str, dict[str, Person]] = {}
         self._leaving: dict[tuple[str, str], float] = {}
+        self._doubted: dict[tuple[str, str], tuple[str, bool]] = {}
+        """Of whom viewers are to be told once more: a mark that changes with them, and whether anew."""
+        self._marks = count(1)
 
     def people(self, project: str) -> list[Person]:
         return [person for _, person in sorted(self._here.get(project, {}).items())]
@@ -91,18 +96,20 @@ class _Roster:
             self._leaving.pop((project, user), None)
         else:
             self._leaving[project, user] = self._clock() + self._grace
+        self._touch(project, user)
         return person
 
     def describe(self, project: str, user: str, status: str) -> Person:
-        person = replace(self._find(project, user), status=status)
+        person = self._find(project, user)
         if person.connections:
-            self._here[project][user] = person
+            person = self._here[project][user] = replace(person, status=status)
+            self._touch(project, user)
         return person
 
     def knows(self, project: str, user: str) -> bool:
         return user in self._here.get(project, {})
 
-    def departed(self) -> list[tuple[str, str]]:
+    def untold(self) -> list[Notice]:
         now = self._clock()
         gone = [who for who, when in self._leaving.items() if when <= now]
         for project, user in gone:
@@ -110,7 +117,32 @@ class _Roster:
             del self._here[project][user]
             if not self._here[project]:
                 del self._here[project]
-        return gone
+            self._doubt(project, user, anew=True)
+        return [
+            Notice(project, self._find(project, user), here=self.knows(project, user), anew=anew, mark=mark)
+            for (project, user), (mark, anew) in self._doubted.items()
+        ]
+
+    def told(self, notices: Sequence[Notice]) -> None:
+        for notice in notices:
+            who = notice.project, notice.person.user_id
+            if notice.mark and self._doubted.get(who, ("", False))[0] == notice.mark:
+                del self._doubted[who]
+            elif notice.mark:
+                self._doubt(*who, anew=not notice.here)
+
+    def doubt(self, notices: Sequence[Notice]) -> None:
+        for notice in notices:
+            self._doubt(notice.project, notice.person.user_id, anew=notice.anew)
+
+    def _doubt(self, project: str, user: str, *, anew: bool) -> None:
+        _, before = self._doubted.get((project, user), ("", False))
+        self._doubted[project, user] = str(next(self._marks)), anew or before
+
+    def _touch(self, project: str, user: str) -> None:
+        """What is being told of this person at the moment may be true no longer."""
+        if (project, user) in self._doubted:
+            self._doubt(project, user, anew=False)
 
     def _find(self, project: str, user: str) -> Person:
         return self._here.get(project, {}).get(user) or Person(user, 0)
@@ -246,11 +278,14 @@ class MemoryBroker(Broker):
     async def set_status(self, project: str, user: str, status: str) -> Person:
         return self._roster.describe(project, user, status)
 
-    async def departed(self) -> list[tuple[str, str]]:
-        return self._roster.departed()
+    async def untold(self) -> list[Notice]:
+        return self._roster.untold()
 
-    async def returned(self) -> list[tuple[str, str]]:
-        return []
+    async def told(self, notices: Sequence[Notice]) -> None:
+        self._roster.told(notices)
+
+    async def doubt(self, notices: Sequence[Notice]) -> None:
+        self._roster.doubt(notices)
 
     async def spend(self, user: str, cost: float, rate: float, burst: float) -> float:  # noqa: ARG002
         return 0.0  # nobody is elsewhere

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from secrets import token_hex
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ from router.brokers.base import (
     Limits,
     Lost,
     Moved,
+    Notice,
     Person,
     Position,
     Published,
@@ -368,11 +369,14 @@ class RedisBroker(Broker):
     async def set_status(self, project: str, user: str, status: str) -> Person:
         return await self._roster.set_status(project, user, status)
 
-    async def departed(self) -> list[tuple[str, str]]:
-        return await self._roster.departed()
+    async def untold(self) -> list[Notice]:
+        return await self._roster.untold()
 
-    async def returned(self) -> list[tuple[str, str]]:
-        return await self._roster.returned()
+    async def told(self, notices: Sequence[Notice]) -> None:
+        await self._roster.told(notices)
+
+    async def doubt(self, notices: Sequence[Notice]) -> None:
+        await self._roster.doubt(notices)
 
     async def spend(self, user: str, cost: float, rate: float, burst: float) -> float:
         return await self._rates.spend(user, cost, rate, burst)

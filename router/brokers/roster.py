@@ -2,41 +2,46 @@
 
 import asyncio
 import time
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from router.brokers.base import Arrived, Person
-from router.brokers.lease import LEAVING, NODES, Lease, key
+from router.brokers.base import Arrived, Notice, Person
+from router.brokers.lease import ANEW, DOUBTED, LEAVING, NODES, SETTLE, Lease, key
 from router.brokers.script import AWAY, Scripts, away
-from router.errors import Unavailable
 
 __all__ = ["Roster"]
 
 PATIENCE, PAUSE = 1.0, 0.05
 """Seconds in which a read is tried again, and between two tries."""
 MOST = 100
-"""People handed out at once."""
-REMEMBER = 600_000
-"""Milliseconds that is kept what was handed out: until the node that missed the answer asks again."""
+"""People handed out, or noted, at once."""
+TELLING = 3000
+"""Milliseconds that a node has for telling of those whom it was handed out."""
 
 
 class Roster:
     """People by project. One who has gone everywhere stays, with no connections, for the grace.
 
-    Joined is who was nowhere before, and departed whose grace is over; departed people are handed out to one node.
-    A node that died leaves its people behind until its lease is cleared away; then their grace begins. Where an
-    answer was lost somebody may be told as joined twice, but never not at all.
+    Joined is who was nowhere before, and departed whose grace is over. Viewers believe what they were told last, so
+    whatever may make that wrong is written down in the script in which it happens: a lease that others held people
+    under as well is cleared away, a departure is being told, two nodes speak of the same person. Those are handed out
+    (`untold`) until a node has told how it is. What stays a node's own to tell is of people whom it holds itself:
+    should it die, its lease is cleared away.
     """
 
     def __init__(self, redis: Any, scripts: Scripts, lease: Lease, node: str) -> None:
         self._redis = redis
         self._scripts = scripts
         self._lease = lease
-        self._told = key(f"told:{node}")
-        self._asked = 0
+        self._node = node
+        self._left: deque[str] = deque(maxlen=MOST)
+        """The last who left from here. Should the server forget everything, nobody else knows that they are to be told
+        as gone, should their last update have come after viewers asked who is here."""
 
     async def enter(self, project: str, user: str) -> Arrived:
         """See `Broker.enter`."""
-        answer = await self._lease.take("enter", (_entry(project, user),), _keys(project), (project, user))
+        answer = await self._lease.take("enter", (_entry(project, user),), _keys(project), (project, user, SETTLE))
         _, joined, connections, status = answer
         if joined:
             self._lease.returned.discard(_entry(project, user))
@@ -44,21 +49,33 @@ class Roster:
 
     async def leave(self, project: str, user: str) -> Person | None:
         """See `Broker.leave`."""
-        arguments = (project, user, self._lease.grace_ms)
+        arguments = (project, user, SETTLE, self._lease.grace_ms)
         answer = await self._lease.give("leave", (_entry(project, user),), _keys(project), arguments)
-        return None if answer is None else Person(user, answer[1], answer[2].decode())
+        if answer is None:
+            return None
+        if not answer[1]:
+            self._left.append(f"{project} {user}")
+        return Person(user, answer[1], answer[2].decode())
 
     async def people(self, project: str) -> list[Person]:
         """See `Broker.people`."""
-        here, statuses, _ = _keys(project)
-        alive = set(await self._scripts.call("alive", (NODES,), ()))
-        found, said = await self._read(here), await self._read(statuses)
+        here, statuses, *_ = _keys(project)
+        until, alive = time.monotonic() + PATIENCE, await self._alive()
+        while True:
+            found, said = await self._read(here), await self._read(statuses)
+            before, alive = alive, await self._alive()
+            # A lease that was replaced in between would count neither before nor after.
+            if alive == before or time.monotonic() >= until:
+                break
         connections: dict[bytes, int] = {}
         for field, count in found.items():
             lease, _, user = field.partition(b" ")
             connections[user] = connections.get(user, 0) + (int(count) if lease in alive else 0)
         people = [Person(user.decode(), count, said.get(user, b"").decode()) for user, count in connections.items()]
         return sorted(people, key=lambda person: person.user_id)
+
+    async def _alive(self) -> set[bytes]:
+        return set(await self._scripts.call("alive", (NODES,), ()))
 
     async def _read(self, name: str) -> dict[bytes, bytes]:
         """A whole hash. Not by a script: one of ten thousand entries takes that four times as long."""
@@ -74,35 +91,60 @@ class Roster:
 
     async def set_status(self, project: str, user: str, status: str) -> Person:
         """See `Broker.set_status`."""
-        here, statuses, _ = _keys(project)
-        connections = await self._scripts.call("status", (NODES, here, statuses), (user, status))
-        return Person(user, connections, status)
+        here, statuses, *_ = _keys(project)
+        arguments = (project, user, status, self._node, SETTLE)
+        connections, kept = await self._scripts.call("status", (NODES, here, statuses, DOUBTED), arguments)
+        return Person(user, connections, kept.decode())
 
-    async def departed(self) -> list[tuple[str, str]]:
-        """See `Broker.departed`."""
-        answer = await self._scripts.call("departed", (NODES, LEAVING, self._told), (self._asked, MOST, REMEMBER))
-        self._asked += 1
-        return [_named(one.decode()) for one in answer]
+    async def untold(self) -> list[Notice]:
+        """See `Broker.untold`."""
+        await self._doubt_own()
+        answer = await self._scripts.call("untold", (NODES, LEAVING, DOUBTED, ANEW), (MOST, TELLING))
+        notices = []
+        for who, mark, anew, here, connections, status in answer:
+            project, user = _named(who.decode())
+            person = Person(user, connections, status.decode())
+            notices.append(Notice(project, person, here=bool(here), anew=bool(anew), mark=mark.decode()))
+        return notices
 
-    async def returned(self) -> list[tuple[str, str]]:
-        """See `Broker.returned`."""
-        entries, self._lease.returned = self._lease.returned, set()
-        projects: dict[str, set[str]] = {}
-        for entry in entries:
-            kind, _, name = entry.partition(":")
-            if kind == "here":
-                project, user = _named(name)
-                projects.setdefault(project, set()).add(user)
+    async def told(self, notices: Sequence[Notice]) -> None:
+        """See `Broker.told`."""
+        flat = [(_who(notice), notice.mark, int(not notice.here)) for notice in notices]
+        for chunk in _chunks(flat):
+            await self._scripts.call("told", (DOUBTED, ANEW), (self._node, SETTLE, *chunk))
+
+    async def doubt(self, notices: Sequence[Notice]) -> None:
+        """See `Broker.doubt`."""
+        await self._doubt([(_who(notice), int(notice.anew), 1) for notice in notices])
+
+    async def _doubt_own(self) -> None:
+        """Note those whom this node holds, but others may have told otherwise while its lease was in doubt."""
+        returned, self._lease.returned = self._lease.returned, set()
+        changed, self._lease.changed = self._lease.changed, set()
+        entries = [(entry, anew) for anew, entries in ((0, changed), (1, returned)) for entry in sorted(entries)]
+        people = [(entry.partition(":")[2], anew, 0) for entry, anew in entries if entry.startswith("here:")]
+        forgotten, self._lease.forgotten = self._lease.forgotten, False
+        if forgotten:
+            people += [(who, 0, 1) for who in self._left]
         try:
-            here = {project: {person.user_id for person in await self.people(project)} for project in projects}
-        except Unavailable:
-            self._lease.returned |= entries
+            await self._doubt(people)
+        except BaseException:
+            self._lease.forgotten |= forgotten
+            self._lease.returned |= returned
+            self._lease.changed |= changed
             raise
-        return [(project, user) for project, users in projects.items() for user in sorted(users & here[project])]
+
+    async def _doubt(self, people: Sequence[tuple[str, int, int]]) -> None:
+        for chunk in _chunks(people):
+            await self._scripts.call("doubt", (NODES, DOUBTED, ANEW), (SETTLE, *chunk))
 
 
 def _entry(project: str, user: str) -> str:
     return f"here:{project} {user}"
+
+
+def _who(notice: Notice) -> str:
+    return f"{notice.project} {notice.person.user_id}"
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -111,5 +153,10 @@ def _named(text: str) -> tuple[str, str]:
     return project, user
 
 
-def _keys(project: str) -> tuple[str, str, str]:
-    return key(f"here:{project}"), key(f"status:{project}"), LEAVING
+def _chunks(rows: Sequence[tuple[Any, ...]]) -> Iterable[list[Any]]:
+    for start in range(0, len(rows), MOST):
+        yield [part for row in rows[start : start + MOST] for part in row]
+
+
+def _keys(project: str) -> tuple[str, ...]:
+    return key(f"here:{project}"), key(f"status:{project}"), LEAVING, DOUBTED, ANEW

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from router import Event, Plugin, Policy
-from router.brokers.base import Arrived, Broker, Limits, Person, Position
+from router.brokers.base import Arrived, Broker, Limits, Notice, Person, Position
 from router.brokers.memory import MemoryBroker
 from router.brokers.redis import RedisBroker
 from router.testing import Clock, envelope
@@ -187,9 +187,19 @@ async def test_whoever_comes_back_within_the_grace_had_never_left(make):
     await broker.enter("p", "ada")
     assert await broker.leave("p", "ada") == Person("ada", 0)
     assert await broker.people("p") == [Person("ada", 0)]
-    assert await broker.departed() == []
+    assert await broker.untold() == []
     assert await broker.enter("p", "ada") == Arrived(Person("ada", 1), joined=False)
     assert await broker.people("p") == [Person("ada", 1)]
+
+
+async def untold(broker, count):
+    """The next notices of `broker`, when there are so many, each handed out for the first time."""
+    found: dict = {}
+    async with asyncio.timeout(10):
+        while len(found) < count:
+            found.update({(notice.project, notice.person.user_id): notice for notice in await broker.untold()})
+            await asyncio.sleep(0.005)
+    return sorted(found.values(), key=lambda notice: notice.person.user_id)
 
 
 async def test_whose_grace_is_over_has_departed_and_is_told_once(make):
@@ -197,14 +207,19 @@ async def test_whose_grace_is_over_has_departed_and_is_told_once(make):
     for user in ("ada", "ada", "bob of p"):
         await broker.enter("p", user)
     assert await broker.leave("p", "ada") == Person("ada", 1)
-    assert await broker.departed() == []
+    assert await broker.untold() == []
     await broker.leave("p", "ada")
     await broker.leave("p", "bob of p")
-    assert sorted(await broker.departed()) == [("p", "ada"), ("p", "bob of p")]
-    assert await broker.departed() == []
+    notices = await untold(broker, 2)
+    assert [(notice.person, notice.here) for notice in notices] == [
+        (Person("ada", 0), False),
+        (Person("bob of p", 0), False),
+    ]
+    await broker.told(notices)
+    assert await broker.untold() == []
     assert await broker.people("p") == []
     assert (await broker.enter("p", "ada")).joined
-    assert await broker.returned() == []
+    assert await broker.untold() == []
 
 
 async def test_more_people_at_once_than_one_answer_holds_are_all_told(make):
@@ -212,10 +227,37 @@ async def test_more_people_at_once_than_one_answer_holds_are_all_told(make):
     for number in range(250):
         await broker.enter("p", str(number))
         await broker.leave("p", str(number))
-    told = []
-    while gone := await broker.departed():
-        told += gone
-    assert len(told) == len(set(told)) == 250
+    notices = await untold(broker, 250)
+    assert not any(notice.here for notice in notices)
+    await broker.told(notices)
+    assert await broker.untold() == []
+
+
+async def test_who_is_doubted_is_handed_out_as_they_are_until_that_was_told(make):
+    broker = await make(grace=60.0)
+    await broker.enter("p", "ada")
+    await broker.set_status("p", "ada", "editing")
+    await broker.doubt([Notice("p", Person("ada", 0), anew=True), Notice("p", Person("bob", 0))])
+    ada, bob = await untold(broker, 2)
+    assert (ada.person, ada.here, ada.anew) == (Person("ada", 1, "editing"), True, True)
+    assert (bob.person, bob.here, bob.anew) == (Person("bob", 0), False, False)
+    await broker.told([ada, bob])
+    assert await broker.untold() == []
+
+
+async def test_who_comes_back_while_they_are_told_as_gone_is_handed_out_once_more(make):
+    broker = await make(grace=0.0)
+    await broker.enter("p", "ada")
+    await broker.leave("p", "ada")
+    notices = await untold(broker, 1)
+    arrived = await broker.enter("p", "ada")
+    assert arrived.joined
+    await broker.told([Notice("p", arrived.person)])
+    await broker.told(notices)
+    [again] = await untold(broker, 1)
+    assert (again.person, again.here, again.anew) == (Person("ada", 1), True, True)
+    await broker.told([again])
+    assert await broker.untold() == []
 
 
 async def test_a_status_is_seen_by_all_and_forgotten_when_its_person_has_left(make):
@@ -228,12 +270,12 @@ async def test_a_status_is_seen_by_all_and_forgotten_when_its_person_has_left(ma
     await broker.set_status("p", "ada", "back")
     assert await broker.leave("p", "ada") == Person("ada", 1, "back")
     await broker.leave("p", "ada")
-    await broker.departed()
+    await broker.told(await untold(broker, 1))
     assert await broker.enter("p", "ada") == Arrived(Person("ada", 1), joined=True)
 
 
 async def test_whoever_is_not_here_has_no_status(broker):
-    assert (await broker.set_status("p", "ada", "editing")).connections == 0
+    assert await broker.set_status("p", "ada", "editing") == Person("ada", 0)
     assert await broker.people("p") == []
     assert (await broker.enter("p", "ada")).person.status == ""
 

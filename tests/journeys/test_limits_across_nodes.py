@@ -9,7 +9,7 @@ import redis.asyncio
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from router import Unavailable
-from router.brokers.lease import LEAVING, key
+from router.brokers.lease import DOUBTED, LEAVING, key
 from tests.node import make_token, run_node
 
 LEASE = 1.0
@@ -210,6 +210,41 @@ async def test_whoever_comes_over_from_a_node_that_vanished_has_neither_left_nor
             assert await told(bob, two) == []
 
 
+async def test_a_window_on_a_node_that_vanished_is_taken_off_what_viewers_were_told(redis_url):
+    async with (
+        two_nodes(redis_url, lease=LEASE, broadcast_every=0.02) as (one, two),
+        two.client(token=token("bob")) as bob,
+        two.client(token=token("ada")),
+        one.client(token=token("ada")),
+    ):
+        await bob.events(lambda event: event["type"] == "presence_updated" and event["connections"] == 2)
+        vanish(one)
+        await bob.events(lambda event: event["type"] == "presence_updated" and event["connections"] == 1)
+        assert (await people(two))["ada"] == {"connections": 1}
+
+
+async def test_whoever_is_on_two_nodes_is_told_of_as_they_are_whatever_their_last_windows_do(redis_url, operator):
+    async with (
+        two_nodes(redis_url, lease=LEASE, broadcast_every=0.02) as (one, two),
+        two.client(token=token("bob")) as bob,
+        two.client(token=token("ada")),
+    ):
+        async with one.client(token=token("ada")):
+            pass
+
+        async def told_in_the_end():
+            return await operator.zcard(DOUBTED) == 0 and await people(two) == {
+                "ada": {"connections": 1},
+                "bob": {"connections": 1},
+            }
+
+        await until(told_in_the_end)
+        await two.publish({"type": "step_started", "step_id": "marker"})
+        seen = await bob.events(lambda event: event.get("step_id") == "marker")
+        updates = [event for event in seen if event["type"] == "presence_updated" and event["user_id"] == "ada"]
+        assert updates[-1]["connections"] == 1
+
+
 # -- rates
 
 
@@ -302,7 +337,7 @@ async def test_connections_to_redis_that_break_leave_neither_seat_nor_person_beh
 
         async def empty():
             kinds = {found.decode().split(":")[2] async for found in operator.scan_iter(key("*"))}
-            return kinds <= {"nodes", "epoch", "told"}
+            return kinds <= {"nodes", "epoch"}
 
         await until(empty)
         assert await people(one) == {}

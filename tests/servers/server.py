@@ -24,7 +24,7 @@ COMMANDS = (
     *("get", "set", "del", "exists", "persist", "pexpire"),
     *("hget", "hmget", "hgetall", "hset", "hincrby", "hdel", "hexists", "hlen"),
     *("zadd", "zrange", "zrangebyscore", "zscore", "zrem"),
-    *("sadd", "scard", "spop", "srem", "lrange", "rpush"),
+    *("sadd", "scard", "spop", "srem"),
     *("xadd", "xlen", "xrange", "xrevrange", "xtrim", "xdel"),
     *("xreadgroup", "xgroup", "xinfo", "xack", "xclaim", "xpending"),
 )

@@ -38,6 +38,7 @@ class Part:
         self.name = token_hex(4)
         self.scripts = LossyScripts(client, patience=patience)
         self.lease = Lease(self.scripts, self.name, length, grace)
+        self.lease.grace_ms = int(grace * 1000)  # also one that is shorter than a node's would be
         self.lease._under_way = 0 if compare else 1
         self.rates = Rates(self.scripts)
         self.seats = Seats(self.lease, self.rates)

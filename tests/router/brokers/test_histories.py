@@ -1,6 +1,7 @@
 """Whatever happens to nodes, answers and the server, its counts end as those of a plain model."""
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
 
@@ -9,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from router.brokers import script
-from router.brokers.base import Limits, Person
-from router.brokers.lease import LEAVING, NODES
+from router.brokers.base import Limits, Notice, Person
+from router.brokers.lease import DOUBTED, LEAVING, NODES
 from router.errors import Unavailable
 from tests.router.brokers.nodes import Part, Table, connect
 
@@ -96,6 +97,7 @@ class World:
         self.leaving.discard(who)
         if arrived.joined:
             self.shown.add(who)
+            await self._tell(node, [Notice(project, arrived.person)])
 
     async def _leave(self, node, index):
         if self.people[node]:
@@ -119,9 +121,6 @@ class World:
 
     async def _beat(self, node):
         await self.parts[node].lease.beat()
-        returned = await self.parts[node].roster.returned()
-        assert not (returned and self.orderly)
-        self.shown |= set(returned)
 
     async def _renew(self, node):
         await self.parts[node].lease.renew()
@@ -139,14 +138,24 @@ class World:
 
     async def _grace(self, node):
         await self._beat(node)
-        for who in await self.client.zrange(LEAVING, 0, -1):
-            await self.client.zadd(LEAVING, {who: 1})
-        told = await self.parts[node].roster.departed()
+        await self.parts[node].roster._doubt_own()
+        for name in (LEAVING, DOUBTED):
+            for who in await self.client.zrange(name, 0, -1):
+                await self.client.zadd(name, {who: 1})
+        notices = await self.parts[node].roster.untold()
+        gone = [(notice.project, notice.person.user_id) for notice in notices if not notice.here]
+        anew = {(notice.project, notice.person.user_id) for notice in notices if notice.here and notice.anew}
         if self.orderly:
-            assert (set(told), len(told)) == (self.leaving, len(self.leaving))
-            assert set(told) <= self.shown
-        self.shown -= set(told)
-        self.leaving -= set(told)
+            assert (set(gone), len(gone)) == (self.leaving, len(self.leaving))
+            assert set(gone) <= self.shown
+            assert not anew
+        self.shown = (self.shown - set(gone)) | anew
+        self.leaving -= set(gone)
+        await self._tell(node, notices)
+
+    async def _tell(self, node, notices):
+        with contextlib.suppress(Unavailable):  # then those who were handed out are handed out again
+            await self.parts[node].roster.told(notices)
 
     async def check(self):
         for part in self.parts:
@@ -156,7 +165,8 @@ class World:
                 await self.client.zadd(NODES, {lease: -1})
         for node in (0, 1, 2, 0, 1, 2):
             await self._beat(node)
-        await self._grace(0)
+        for node in (0, 1, 2):
+            await self._grace(node)
         assert await self.table.total() == self.count("all", "")
         for kind, name in [("user", "ada"), ("user", "b o b"), ("project", "p"), ("project", "q")]:
             assert await self.table.seats(f"{kind}:{name}") == self.count(kind, name)
@@ -168,9 +178,9 @@ class World:
             assert found == {who: count for who, count in expected.items() if who[0] == project}
         assert self.shown == self.present
         holding = [place for place in range(3) if self.seats[place] or self.people[place]]
-        keys = {key for key in await self.table.keys() if not key.startswith("told:")}
+        keys = await self.table.keys()
         assert {key for key in keys if key.startswith("held:")} == {f"held:{self.parts[i].lease.id}" for i in holding}
-        assert "leaving" not in keys
+        assert not {"leaving", "doubted", "anew"} & keys
 
 
 async def play(url, actions):
