@@ -133,6 +133,8 @@ class _World:
             raise self.failures[0]
         self.tell("-- all that was going on has ended")
         await asyncio.sleep(SETTLE)
+        for viewer in self.viewers.values():
+            viewer.check()
         await self._probe()
         for host, viewer in self.viewers.items():
             if host in self.loop.network.filled:
