@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -191,7 +192,7 @@ class Viewer:
         if socket is not self.socket or not self.model.connected:
             return
         now = self._loop.time()
-        self._tell(f"{self.host} hears {json.dumps(frame)[:600]}")
+        self._tell(f"{self.host} hears {_short(frame)}")
         answers = self.model.take(frame, now)
         if frame["type"] == "welcome":
             if now - self.moved_at < 1.0:
@@ -271,3 +272,7 @@ class Viewer:
     def say(self, message: dict[str, Any]) -> None:
         if self.socket is not None and self.there:
             self.socket.send(message)
+
+
+def _short(frame: dict[str, Any]) -> str:
+    return re.sub("xx+", "x", json.dumps(frame))[:600]
