@@ -125,7 +125,10 @@ class Session(FakeSocket):
                 return SimpleError("READONLY You can't write against a read only replica.")
             if sig.name not in FREES:
                 return SimpleError("OOM command not allowed when used memory > 'maxmemory'.")
-        return super()._run_command(func, sig, args, from_script)
+        answer = super()._run_command(func, sig, args, from_script)
+        if sig.name == "xreadgroup" and isinstance(answer, SimpleError) and "requires the key" in answer.value:
+            return SimpleError("NOGROUP No such key or consumer group in XREADGROUP with GROUP option")
+        return answer
 
     def eval(self, script: bytes, numkeys: int, *keys_and_args: bytes) -> Any:
         """As fakeredis does it, with scripts that are compiled once, and without collecting garbage each time."""

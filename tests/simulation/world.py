@@ -500,9 +500,9 @@ class _World:
             viewer.move(self._node_host(step.more["to"]), politely=step.more["politely"])
 
     async def do_drop(self, step: Step) -> None:
-        if (viewer := self._viewer(step)) is not None and viewer.socket is not None:
-            if viewer.socket.transport is not None:
-                viewer.socket.transport.reset()
+        viewer = self._viewer(step)
+        if viewer is not None and viewer.socket is not None and viewer.socket.transport is not None:
+            viewer.socket.transport.reset()
 
     async def do_sleep(self, step: Step) -> None:
         if (viewer := self._viewer(step)) is not None:
