@@ -213,7 +213,7 @@ class _View:
                 if each.probe:
                     self._tell("deaf", f"{each.mark} of the end never came{self._why(each)}", self._ended)
                 elif not self._client.plain:
-                    cut = each.asked_at <= min(self._welcomed, self._oldest)  # nothing older is shown
+                    cut = each.asked_at <= self._welcomed and self._is_oldest(each)
                     missing["cut" if cut else "lost", each.key].append(each)
         for (kind, key), them in missing.items():
             numbers = ", ".join(str(each.number) for each in them[:12]) + (" ..." if len(them) > 12 else "")
@@ -221,6 +221,11 @@ class _View:
                 kind, f"<{key}:{numbers}> ({them[0].kind}) of {self._count(key)}{self._why(them[0])}", them[0].asked_at
             )
         return {(each.key, each.number) for them in missing.values() for each in them}
+
+    def _is_oldest(self, publication: Publication) -> bool:
+        """Whether nothing older is shown: of the same key, or at all."""
+        first = min((number for key, number in self._all_shown if key == publication.key), default=None)
+        return publication.asked_at <= self._oldest if first is None else publication.number < first
 
     def _required(self, publication: Publication) -> bool:
         assert self._from is not None

@@ -30,6 +30,7 @@ class _Socket(asyncio.Protocol):
 
     def __init__(self, viewer: "Viewer", host: str, since: str | None) -> None:
         self.viewer = viewer
+        self.turn = viewer._turn
         self.since = since
         self.refused: int | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -131,6 +132,7 @@ class Viewer:
         self._task: Any = None
         self._awake = asyncio.Event()
         self._hurry = False
+        self._turn = 0
         self._caller = Caller(self.token)
 
     def check(self) -> None:
@@ -184,6 +186,9 @@ class Viewer:
     # -- told by the socket
 
     def opened(self, socket: _Socket) -> None:
+        if socket.turn != self._turn:  # meanwhile it wants something else
+            socket.leave(politely=True)
+            return
         self.socket = socket
         self.model.opened(self._loop.time(), socket.since, prompt=self.prompt)
         self._tell(f"{self.host} is open with since={socket.since}")
@@ -230,6 +235,7 @@ class Viewer:
         """To another node, at once."""
         self.wanted = to
         self._hurry = True
+        self._turn += 1
         self.moved_at = self._loop.time()
         if self.socket is not None:
             socket = self.socket
@@ -239,6 +245,7 @@ class Viewer:
     def reload(self, since: str | None) -> None:
         """The person loads the page anew."""
         self.first_since = since
+        self._turn += 1
         socket = self.socket
         if socket is not None:
             self.lost(socket)
@@ -249,6 +256,7 @@ class Viewer:
 
     def sleep(self, *, politely: bool) -> None:
         self._awake.clear()
+        self._turn += 1
         if self.socket is not None:
             socket = self.socket
             self.lost(socket)
