@@ -102,6 +102,7 @@ class _View:
         self._from: float | None = None
         """What was asked for from here on must be shown."""
         self._welcomed = float("-inf")
+        self._oldest = float("inf")
         self._cut = max(forgotten, default=float("-inf"))
         self._covered = float("-inf")
         self._recovered = ""
@@ -154,7 +155,7 @@ class _View:
         """A page that knows nothing, and wants all that there is or all from now on."""
         cut = max((moment for moment in self._forgotten if moment <= at), default=float("-inf"))
         self._from = cut if whole else at
-        self._welcomed = at
+        self._welcomed, self._oldest = at, float("inf")
         self._covered = float("-inf")
         self._segments.append(_Segment(whole=whole))
         self._all_shown.clear()
@@ -181,6 +182,8 @@ class _View:
                 self._check_order(segment, publication, note)
             segment.shown.setdefault((key, number), note.at)
             self._all_shown.add((key, number))
+            if publication.told_at is not None:
+                self._oldest = min(self._oldest, publication.told_at)
             self._newest[key] = max(number, self._newest.get(key, -1))
             if publication.way == "append" and not again:
                 segment.texts[key].append(number)
@@ -210,13 +213,19 @@ class _View:
                 if each.probe:
                     self._tell("deaf", f"{each.mark} of the end never came{self._why(each)}", self._ended)
                 elif not self._client.plain:
-                    missing["cut" if each.asked_at <= self._welcomed else "lost", each.key].append(each)
+                    cut = each.asked_at <= self._welcomed and self._is_oldest(each)
+                    missing["cut" if cut else "lost", each.key].append(each)
         for (kind, key), them in missing.items():
             numbers = ", ".join(str(each.number) for each in them[:12]) + (" ..." if len(them) > 12 else "")
             self._tell(
                 kind, f"<{key}:{numbers}> ({them[0].kind}) of {self._count(key)}{self._why(them[0])}", them[0].asked_at
             )
         return {(each.key, each.number) for them in missing.values() for each in them}
+
+    def _is_oldest(self, publication: Publication) -> bool:
+        """Whether nothing older is shown: of the same key, or at all."""
+        first = min((number for key, number in self._all_shown if key == publication.key), default=None)
+        return publication.asked_at <= self._oldest if first is None else publication.number < first
 
     def _required(self, publication: Publication) -> bool:
         assert self._from is not None
@@ -240,6 +249,8 @@ class _View:
         return (f"; it came and was dropped: {why}" if why else "") + self._recovered
 
     def _torn(self, lost: set[tuple[str, int]]) -> None:
+        if self._client.plain:
+            return  # it cannot be told that continuity is lost
         for segment in self._segments:
             for key, numbers in segment.texts.items():
                 first, final = numbers[0], max(numbers)

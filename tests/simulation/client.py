@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -29,6 +30,7 @@ class _Socket(asyncio.Protocol):
 
     def __init__(self, viewer: "Viewer", host: str, since: str | None) -> None:
         self.viewer = viewer
+        self.turn = viewer._turn
         self.since = since
         self.refused: int | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -130,7 +132,13 @@ class Viewer:
         self._task: Any = None
         self._awake = asyncio.Event()
         self._hurry = False
+        self._turn = 0
         self._caller = Caller(self.token)
+
+    def check(self) -> None:
+        """Raise what ended it, if it has ended."""
+        if self._task is not None and self._task.done():
+            self._task.result()
 
     @property
     def there(self) -> bool:
@@ -146,23 +154,25 @@ class Viewer:
             await self._awake.wait()
             nodes = self._nodes()
             host = self.wanted if self.wanted in nodes else self._chance.choice(nodes) if nodes else ""
+            if not host:  # no node is up
+                await asyncio.sleep(self._chance.uniform(0.1, 0.5))
+                continue
             since = self.model.since() or self.first_since
             socket = _Socket(self, host, since)
-            if host:
-                try:
-                    async with asyncio.timeout(10):
-                        await self._loop.create_connection(lambda s=socket: s, host, 80)
-                    self.socket = socket
-                    async with asyncio.timeout(None) as deadline:
-                        deadline.reschedule(self._loop.time() + 10)
-                        while not socket.over.done() and not self.model.connected and socket.refused is None:
-                            await asyncio.sleep(0.02)
-                        deadline.reschedule(None)
-                        if self.model.connected:
-                            failures = 0
-                        await socket.over
-                except (OSError, TimeoutError):
-                    socket.leave(politely=False)
+            try:
+                async with asyncio.timeout(10):
+                    await self._loop.create_connection(lambda s=socket: s, host, 80)
+                self.socket = socket
+                async with asyncio.timeout(None) as deadline:
+                    deadline.reschedule(self._loop.time() + 10)
+                    while not socket.over.done() and not self.model.connected and socket.refused is None:
+                        await asyncio.sleep(0.02)
+                    deadline.reschedule(None)
+                    if self.model.connected:
+                        failures = 0
+                    await socket.over
+            except (OSError, TimeoutError):
+                socket.leave(politely=False)
             if socket.refused is not None:
                 self.refused.append(socket.refused)
             self.lost(socket)
@@ -176,6 +186,9 @@ class Viewer:
     # -- told by the socket
 
     def opened(self, socket: _Socket) -> None:
+        if socket.turn != self._turn:  # meanwhile it wants something else
+            socket.leave(politely=True)
+            return
         self.socket = socket
         self.model.opened(self._loop.time(), socket.since, prompt=self.prompt)
         self._tell(f"{self.host} is open with since={socket.since}")
@@ -184,7 +197,7 @@ class Viewer:
         if socket is not self.socket or not self.model.connected:
             return
         now = self._loop.time()
-        self._tell(f"{self.host} hears {json.dumps(frame)[:600]}")
+        self._tell(f"{self.host} hears {_short(frame)}")
         answers = self.model.take(frame, now)
         if frame["type"] == "welcome":
             if now - self.moved_at < 1.0:
@@ -222,6 +235,7 @@ class Viewer:
         """To another node, at once."""
         self.wanted = to
         self._hurry = True
+        self._turn += 1
         self.moved_at = self._loop.time()
         if self.socket is not None:
             socket = self.socket
@@ -231,6 +245,7 @@ class Viewer:
     def reload(self, since: str | None) -> None:
         """The person loads the page anew."""
         self.first_since = since
+        self._turn += 1
         socket = self.socket
         if socket is not None:
             self.lost(socket)
@@ -241,6 +256,7 @@ class Viewer:
 
     def sleep(self, *, politely: bool) -> None:
         self._awake.clear()
+        self._turn += 1
         if self.socket is not None:
             socket = self.socket
             self.lost(socket)
@@ -264,3 +280,7 @@ class Viewer:
     def say(self, message: dict[str, Any]) -> None:
         if self.socket is not None and self.there:
             self.socket.send(message)
+
+
+def _short(frame: dict[str, Any]) -> str:
+    return re.sub("xx+", "x", json.dumps(frame))[:600]

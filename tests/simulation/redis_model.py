@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from random import Random
@@ -76,6 +77,8 @@ class Session(FakeSocket):
         super().__init__(server, 0, client_class=object)
         self._answer = answer
         self._push = push
+        self.parked: tuple[float, Callable[[bool], Any], Callable[[Any], Any]] | None = None
+        """What a command that blocks waits for: until when, and how to look again."""
 
     @property
     def protocol(self) -> int:
@@ -86,6 +89,25 @@ class Session(FakeSocket):
         self._discard_subscriptions()
         if self in self._server.sockets:
             self._server.sockets.remove(self)
+
+    def _blocking(self, timeout: float | None, func: Any, shape: Any = None) -> Any:
+        shaped = shape or (lambda found: found)
+        found = func(True)
+        if found is not None:
+            return shaped(found)
+        self.parked = (time.time() + timeout if timeout else float("inf"), func, shaped)
+        return NoResponse()
+
+    def look_again(self) -> None:
+        """Answer the command that blocks, if there is something or its time is over."""
+        if self.parked is not None:
+            until, look, shaped = self.parked
+            with self._server.lock:
+                self._db.time = time.time()
+                found = look(False)
+            if found is not None or time.time() >= until:
+                self.parked = None
+                self.put_response(shaped(found))
 
     def put_response(self, msg: Any) -> None:
         if isinstance(msg, list) and msg and type(msg[0]) is bytes and msg[0] in PUSHED:
@@ -103,7 +125,10 @@ class Session(FakeSocket):
                 return SimpleError("READONLY You can't write against a read only replica.")
             if sig.name not in FREES:
                 return SimpleError("OOM command not allowed when used memory > 'maxmemory'.")
-        return super()._run_command(func, sig, args, from_script)
+        answer = super()._run_command(func, sig, args, from_script)
+        if sig.name == "xreadgroup" and isinstance(answer, SimpleError) and "requires the key" in answer.value:
+            return SimpleError("NOGROUP No such key or consumer group in XREADGROUP with GROUP option")
+        return answer
 
     def eval(self, script: bytes, numkeys: int, *keys_and_args: bytes) -> Any:
         """As fakeredis does it, with scripts that are compiled once, and without collecting garbage each time."""

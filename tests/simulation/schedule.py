@@ -145,7 +145,7 @@ class _Drawing:
             more["count"] = chance.randint(1, 5)
         else:
             more |= {"count": chance.randint(2, 12), "gap": chance.choice((0.005, 0.02, 0.1, 0.3))}
-        if chance.random() < 0.15 and what not in ("notice",):
+        if chance.random() < 0.15 and what != "notice":
             more["project"] = "p2"
         self.add(at, what, **more)
 

@@ -1,7 +1,7 @@
 """Clocks and chance of the process, in the simulation's hands. To be installed before anything of the router is imported."""
 
 import contextvars
-import datetime
+import datetime as dt
 import os
 import random
 import sys
@@ -24,12 +24,12 @@ real_time = time.time
 real_clock = time.monotonic
 _now: Callable[[], float] = lambda: 0.0
 _chance = random.Random()
-_real_datetime = datetime.datetime
+_real_datetime = dt.datetime
 
 
 def set_loop(now: Callable[[], float]) -> None:
     """Whose time it is from now on."""
-    global _now
+    global _now  # noqa: PLW0603  # there is one process, and one world at a time
     _now = now
 
 
@@ -52,9 +52,9 @@ def _urandom(size: int) -> bytes:
     return _chance.randbytes(size)
 
 
-class _Datetime(datetime.datetime):
+class _Datetime(dt.datetime):
     @classmethod
-    def now(cls, tz: Any = None) -> datetime.datetime:
+    def now(cls, tz: Any = None) -> dt.datetime:
         return _real_datetime.fromtimestamp(_time(), tz)
 
 

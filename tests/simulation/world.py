@@ -133,6 +133,8 @@ class _World:
             raise self.failures[0]
         self.tell("-- all that was going on has ended")
         await asyncio.sleep(SETTLE)
+        for viewer in self.viewers.values():
+            viewer.check()
         await self._probe()
         for host, viewer in self.viewers.items():
             if host in self.loop.network.filled:
@@ -498,9 +500,9 @@ class _World:
             viewer.move(self._node_host(step.more["to"]), politely=step.more["politely"])
 
     async def do_drop(self, step: Step) -> None:
-        if (viewer := self._viewer(step)) is not None and viewer.socket is not None:
-            if viewer.socket.transport is not None:
-                viewer.socket.transport.reset()
+        viewer = self._viewer(step)
+        if viewer is not None and viewer.socket is not None and viewer.socket.transport is not None:
+            viewer.socket.transport.reset()
 
     async def do_sleep(self, step: Step) -> None:
         if (viewer := self._viewer(step)) is not None:
