@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from router import wire
-from router.brokers.base import Broker, History, Position
+from router.brokers.base import Broker, Position
 from router.envelope import Envelope
 from router.errors import Disconnect, Refused, Unavailable
 from router.event import Append, Event
@@ -298,9 +298,12 @@ class Recovery:
         here = partial(Start, standing.version, standing.epoch)
         if whole:
             return here(Bookmark(stretch.after), None if stretch.complete else NOT_WHOLE, whole=True)
-        if not stretch.history.continues(epoch, bookmark.last):
-            same = epoch == standing.epoch
-            return here(self._present(topic, standing), AHEAD if same else OTHER_EPOCH)
+        if epoch != standing.epoch:
+            # Also where the broker says that the present epoch goes on from that one: it may have lost what it gave out
+            # while this client was away, and nobody is left who knows.
+            return here(self._present(topic, standing), OTHER_EPOCH)
+        if bookmark.last > stretch.top:
+            return here(self._present(topic, standing), AHEAD)
         if not stretch.complete:
             return here(self._present(topic, standing), TOO_OLD)
         # What another node has shown may still be on its way here.
@@ -466,10 +469,8 @@ class Recovery:
         if complete or whole:
             merged = conflate(missed, bookmark.known, repeat_critical=bookmark.claimed, fault=self._fault)
             parts = _parts(await self._replay(merged))
-        # Empty envelopes: whoever asks the history only wants to know where it stands.
-        standing_at = replace(history, envelopes=[], ages=())
         arrived = _all_but(held | standing.unread, seen)
-        found = _Stretch(standing_at, complete, after, arrived, parts, torn)
+        found = _Stretch(history.top.seq, complete, after, arrived, parts, torn)
         self._stretches.add(key, found)
         return found
 
@@ -608,8 +609,8 @@ class _Part(Struct, frozen=True):
 class _Stretch(Struct, frozen=True):
     """What one was not there for. `arrived` is what somebody has who was told all of it."""
 
-    history: History
-    """Where the topic stood, without the events."""
+    top: int
+    """The last number that there was."""
     complete: bool
     after: int
     """The number after which it begins."""

@@ -1,7 +1,7 @@
 """The contracts that every broker and its inbox keep. One suite each, in tests/contracts/, runs on all of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -85,12 +85,6 @@ class History(Struct, frozen=True):
     """Whether number 1 is the first event there ever was, as far as the broker knows: no numbering went before."""
     unread: frozenset[int] = frozenset()
     """Numbers of which there are events, but none that this node can read. They count as there."""
-    past: Mapping[str, int] = {}
-    """Epochs that went before and that `top.epoch` goes on from, each with the last number that holds of it."""
-
-    def continues(self, epoch: str, seq: int) -> bool:
-        """Whether somebody who was told of `seq` in `epoch` was told of nothing that is not in this numbering."""
-        return seq <= self.top.seq if epoch == self.top.epoch else seq <= self.past.get(epoch, -1)
 
 
 class Limits(Struct, frozen=True):

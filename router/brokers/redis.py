@@ -180,8 +180,7 @@ class RedisBroker(Broker):
             else:
                 envelopes.append(envelope)
                 ages.append(age)
-        past = {epoch: ended.seq for epoch, ended in found.past.items()}
-        return History(top, envelopes, complete, ages=ages, unread=frozenset(unread), past=past)
+        return History(top, envelopes, complete, ages=ages, unread=frozenset(unread))
 
     async def catch_up(self, topic: str) -> None:
         await self._continuity.filled(topic)
