@@ -198,7 +198,10 @@ class RedisBroker(Broker):
             Place(epoch.decode(), seq, loose),
             [_entry(each, now) for each in entries],
             [_entry(each, now) for each in loose_entries],
-            {name: Ended(int(last), int(count)) for name, last, count in zip(words, words, words, strict=True)},
+            {
+                name: Ended(int(last), int(count), doubtful == "1")
+                for name, last, count, doubtful in zip(words, words, words, words, strict=True)
+            },
         )
 
     async def _renumber(self, topic: str, epoch: str) -> None:
