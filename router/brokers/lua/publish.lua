@@ -17,7 +17,8 @@ local function doubtful(log, was, replication)
     if entry[2][i] == 't' then at = tonumber(entry[2][i + 1]) end
   end
   -- It was up already when the last event was published elsewhere: the topic was moved here.
-  return at > (redis.call('TIME')[1] - uptime) * 1000 and 0 or 1
+  local time = redis.call('TIME')
+  return at > (time[1] - uptime) * 1000 + time[2] / 1000 and 0 or 1
 end
 
 local meta, log, mark = KEYS[1], KEYS[2], ARGV[2]
