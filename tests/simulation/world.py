@@ -35,6 +35,7 @@ class Outcome:
     trace: int = 0
     turns: int = 0
     complaints: list[str] = field(default_factory=list)
+    crash: str = ""
 
 
 def run(plan: Plan, tell: Callable[[str], None] | None = None) -> Outcome:
