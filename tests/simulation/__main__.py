@@ -15,10 +15,10 @@ if os.environ.get("PYTHONHASHSEED") != "0":
     command = [sys.executable, "-m", "tests.simulation", *sys.argv[1:]]
     os.execve(sys.executable, command, {**os.environ, **FIXED})
 
-from tests.simulation import seam
+from tests.simulation import seam  # noqa: E402
 
 seam.install()
 
-from tests.simulation.command import main
+from tests.simulation.command import main  # noqa: E402
 
 sys.exit(main(sys.argv[1:]))

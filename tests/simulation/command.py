@@ -186,6 +186,7 @@ def _many(given: Any) -> int:
     span = range(int(first), int(last or first) + 1)
     after = _resumed(given.resume)
     todo = [(broker, seed) for seed in span if seed > after for broker in brokers]
+    waiting = dict.fromkeys(todo)
     if given.corpus:
         known = [(broker, seed) for broker, seed in _corpus() if broker in brokers]
         todo = known + [each for each in todo if each not in set(known)]
@@ -201,8 +202,9 @@ def _many(given: Any) -> int:
             for violation in played.violations[:12]:
                 print(f"    {violation}"[:400])
             sys.stdout.flush()
-        if given.resume is not None:
-            given.resume.write_text(f"{played.seed}\n")
+        if given.resume is not None and (played.broker, played.seed) in waiting:
+            waiting.pop((played.broker, played.seed))
+            given.resume.write_text(f"{next(iter(waiting))[1] - 1 if waiting else span[-1]}\n")
         if given.until_kind is not None and given.until_kind in played.kinds:
             print(f"{given.until_kind} at seed {played.seed} on {played.broker}, after {tally.seeds} seeds")
             break
@@ -284,6 +286,6 @@ def _corpus() -> list[tuple[str, int]]:
 
 
 def _resumed(file: Path | None) -> int:
-    if file is None or not os.path.exists(file):
+    if file is None or not file.exists():
         return 0
     return int(file.read_text().strip() or 0)
