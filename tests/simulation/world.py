@@ -299,6 +299,8 @@ class _World:
         outcome: Any = "unknown"
         for attempt in range(TRIES):
             if attempt:
+                for each in said:
+                    each.identified = each.way != "passing"
                 await asyncio.sleep(self.chance.uniform(0.05, 0.4))
             answered = (
                 await self._try_backend(topic, events, id_)
