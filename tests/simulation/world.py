@@ -35,6 +35,7 @@ class Outcome:
     trace: int = 0
     turns: int = 0
     complaints: list[str] = field(default_factory=list)
+    crash: str = ""
 
 
 def run(plan: Plan, tell: Callable[[str], None] | None = None) -> Outcome:
@@ -298,6 +299,8 @@ class _World:
         outcome: Any = "unknown"
         for attempt in range(TRIES):
             if attempt:
+                for each in said:
+                    each.identified = each.way != "passing"
                 await asyncio.sleep(self.chance.uniform(0.05, 0.4))
             answered = (
                 await self._try_backend(topic, events, id_)
