@@ -507,3 +507,20 @@ async def _until_ready(node):
     while not await node.router.broker.ready():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
+
+
+async def test_who_asks_for_all_of_a_topic_that_redis_has_forgotten_before_is_told_so(redis_url):
+    async with nodes(redis_url, 2) as (node, other), redis.asyncio.Redis.from_url(redis_url) as operator:
+        async with node.client(since="0") as client:
+            assert client.welcome["recovered"] is True
+            await node.publish(started("old"))
+            await client.event("step_started")
+        await operator.flushdb()
+        await other.publish(started("new"))
+        async with node.client(since="0") as client:
+            assert client.welcome["recovered"] is False
+            page = Page(client)
+            await page.read(lambda page: page.steps() == ["new"])
+            assert [frame["pos"] for frame in page.resyncs] == [0]
+        async with other.client(since="0") as client:
+            assert client.welcome["recovered"] is False

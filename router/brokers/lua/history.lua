@@ -26,8 +26,8 @@ local epoch, seq, loose, was, past = unpack(redis.call('HMGET', meta, 'epoch', '
 seq, loose, past = tonumber(seq or 0), tonumber(loose or 0), past or ''
 if not epoch then
   epoch = ARGV[2]
-  redis.call('DEL', log, KEYS[3])
-  redis.call('HSET', meta, 'epoch', epoch, 'seq', 0, 'run', run)
+  if redis.call('DEL', log, KEYS[3]) > 0 then past = '? 0 0 1 ' end -- another went before it
+  redis.call('HSET', meta, 'epoch', epoch, 'seq', 0, 'run', run, 'past', past)
   redis.call('PEXPIRE', meta, ARGV[3])
 elseif was ~= run then
   if was then

@@ -30,8 +30,8 @@ past = past or ''
 if not epoch then
   -- The numbering is gone (expired, evicted, flushed): what is in the log belongs to no epoch any more.
   epoch = mark
-  redis.call('DEL', log, base .. 'loose')
-  redis.call('HSET', meta, 'epoch', epoch, 'seq', 0, 'run', run)
+  if redis.call('DEL', log, base .. 'loose') > 0 then past = '? 0 0 1 ' end -- another went before it
+  redis.call('HSET', meta, 'epoch', epoch, 'seq', 0, 'run', run, 'past', past)
 elseif was ~= run then
   -- Another server, or this one after a restart: it may have less than was told of. What it has goes on under a new
   -- epoch; `past` says up to where the old one holds, and whether it may have gone further.
