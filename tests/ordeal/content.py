@@ -2,65 +2,96 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
+from msgspec import Struct
+
+from tests.checker import Ledger, Publication
 from tests.ordeal.schedule import Story
 
-__all__ = ["events", "tell"]
+__all__ = ["Piece", "pieces", "tell"]
 
-Publish = Callable[[str, dict[str, Any]], Awaitable[bool]]
-"""`(place, event)`: whether it was published."""
+WORDY = 1
+"""The project whose answers are long enough that one who reads slowly falls behind."""
+Publish = Callable[[str, Publication, dict[str, Any]], Awaitable[bool]]
+"""`(place, what the ledger calls it, event)`: whether it was published."""
 
 
-def events(number: int, story: Story) -> Iterator[dict[str, Any]]:
-    """The events of a story, in their order. No two stories have a word in common."""
-    name = f"s{number}"
+class Piece(Struct, frozen=True):
+    """One event of a story: how the ledger knows it, and what it is once it has its mark."""
+
+    kind: str
+    way: str
+    key: str
+    event: Callable[[str], dict[str, Any]]
+    settles: str | None = None
+
+
+def pieces(number: int, story: Story) -> Iterator[Piece]:
+    """The events of a story, in their order. No two stories have a key in common."""
     match story.kind:
         case "answer":
+            name = f"a{number}"
             for index in range(story.count):
-                last = index == story.count - 1
-                yield {
-                    "type": "chat_response_chunk",
-                    "content": f"{name}w{index} ",
-                    "is_complete": last,
-                    "stream_id": name,
-                    "index": index,
-                }
+                fields = {"is_complete": index == story.count - 1, "stream_id": name, "index": index}
+                yield Piece("chat_response_chunk", "append", name, partial(_worded, fields, story.project == WORDY))
         case "step":
-            yield {"type": "step_started", "step_id": name}
+            name = f"s{number}"
+            fields = {"step_id": name}
+            yield Piece("step_started", "now", f"{name}-begin", partial(_filled, "timestamp", fields))
             for index in range(1, story.count):
-                yield {
-                    "type": "step_progress",
-                    "step_id": name,
-                    "progress": index / story.count,
-                    "message": f"{name}m{index}",
-                }
-            yield {"type": "step_completed", "step_id": name, "result": {"mark": name}}
+                fields = {"step_id": name, "progress": index / story.count}
+                yield Piece("step_progress", "latest", name, partial(_filled, "message", fields))
+            yield Piece(
+                "step_completed",
+                "now",
+                f"{name}-end",
+                lambda mark: {"type": "step_completed", "step_id": name, "result": {"mark": mark}},
+                settles=name,
+            )
         case "change":
-            for index in range(story.count):
-                changes = {"steps_added": [f"{name}c{index}"]}
-                yield {"type": "project_modified", "user_id": f"author{number % 3}", "changes": changes}
+            name = f"c{number}"
+            for _ in range(story.count):
+                yield Piece(
+                    "project_modified",
+                    "merge",
+                    name,
+                    lambda mark: {"type": "project_modified", "user_id": name, "changes": {"steps_added": [mark]}},
+                )
         case "note":
-            yield {"type": "notification", "level": "info", "title": f"{name}n"}
+            yield Piece("notification", "now", f"n{number}", partial(_filled, "title", {"level": "info"}))
         case "critical":
-            yield {
-                "type": "notification",
-                "level": "alert",
-                "title": f"{name}n",
-                "requires_ack": True,
-                "message_id": f"{name}id",
-            }
+            fields = {"level": "alert", "requires_ack": True, "message_id": f"id{number}"}
+            yield Piece("notification", "now", f"n{number}", partial(_filled, "title", fields))
 
 
-async def tell(number: int, story: Story, place: str, publish: Publish, *, eager: bool) -> None:
-    """Publish a story. It ends where a piece is refused: nobody tells a story with a hole."""
-    going: list[asyncio.Task[bool]] = []
-    for event in events(number, story):
+async def tell(
+    number: int, story: Story, topic: str, ledger: Ledger, publish: Publish, clock: Callable[[], float], *, eager: bool
+) -> None:
+    """Publish a story. It ends where a piece is refused: nobody tells a story with a hole.
+
+    `eager`: without waiting to hear what became of the piece before.
+    """
+    going: list[asyncio.Future[bool]] = []
+    for piece in pieces(number, story):
+        said = ledger.ask(
+            topic, piece.kind, piece.way, key=piece.key, at=clock(), line=f"story{number}", settles=piece.settles
+        )
+        publishing = asyncio.ensure_future(publish(topic, said, {"type": piece.kind, **piece.event(said.mark)}))
         if eager:
-            going.append(asyncio.ensure_future(publish(place, event)))
+            going.append(publishing)
             if any(task.done() and not task.result() for task in going):
                 break
-        elif not await publish(place, event):
+        elif not await publishing:
             break
         await asyncio.sleep(story.every)
     await asyncio.gather(*going)
+
+
+def _worded(fields: dict[str, Any], wordy: bool, mark: str) -> dict[str, Any]:
+    return {**fields, "content": mark + ("." * 1500 if wordy else " ")}
+
+
+def _filled(field: str, fields: dict[str, Any], mark: str) -> dict[str, Any]:
+    return {**fields, field: mark}

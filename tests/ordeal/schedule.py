@@ -5,7 +5,24 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-__all__ = ["CLOCKS", "PAIRS", "PEOPLE", "SIDE", "Fault", "Kind", "Person", "Schedule", "Story", "Turn", "draw"]
+__all__ = [
+    "CALM_AT",
+    "END_AT",
+    "OF_PROJECT",
+    "OF_USER",
+    "PAIRS",
+    "PEOPLE",
+    "PROJECTS",
+    "SEATS",
+    "USERS",
+    "Fault",
+    "Kind",
+    "Person",
+    "Schedule",
+    "Story",
+    "Turn",
+    "draw",
+]
 
 Kind: TypeAlias = Literal["single", "sentinel", "cluster"]
 
@@ -13,11 +30,16 @@ CALM_AT, END_AT = 11.0, 15.0
 """Seconds: when the last fault is over, and when the last event is published."""
 PROJECTS = 3
 PEOPLE = 30
+USERS = PEOPLE - 4
+"""Some have two windows, in two projects."""
 SIDE, QUIET = 20, 27
 """From which number on people have the second and the third project open. All of the third sleep at the same time:
 then no node listens to it, and there is no one but the next who comes to see what became of its numbers."""
 PAIRS = ((4, 5), (6, 7))
 """Two windows that open a moment apart and ask for everything."""
+OF_USER, OF_PROJECT = 4, 40
+SEATS = {"limit_user": OF_USER, "limit_project": OF_PROJECT, "limit_system": OF_PROJECT * PROJECTS}
+"""The limits of the nodes: everybody's windows and some more can fill every one of them exactly."""
 PLAIN = frozenset({8, 18, 24})
 CLOCKS = (65.0, 310.0, -360.0)
 """Seconds that a wrong clock is slow (or, below 0, fast): more than a stream may be silent, than history lasts."""
@@ -182,7 +204,8 @@ def _people(random: Random) -> tuple[Person, ...]:
         at = opens
         while not calm and project != PROJECTS - 1:
             at += random.uniform(0.5, 6.0)
-            kind = random.choices(("move", "drop", "sleep", "slow"), (4, 3, 2, 1))[0]
+            slow = 2 if project == 1 and number % 2 else 0
+            kind = random.choices(("move", "drop", "sleep", "slow"), (4, 3, 2, slow))[0]
             lasts = random.uniform(0.0, 0.3) if kind in ("move", "drop") else random.uniform(0.5, 3.0)
             if at + lasts > END_AT - 2.0:
                 break
@@ -195,7 +218,7 @@ def _people(random: Random) -> tuple[Person, ...]:
         people.append(
             Person(
                 number=number,
-                user=f"u{number % (PEOPLE - 4)}",  # some have two windows, in two projects
+                user=f"u{number % USERS}",
                 project=project,
                 plain=number in PLAIN,
                 node=random.randrange(2),
@@ -222,7 +245,7 @@ def _stories(random: Random, lanes: int) -> tuple[Story, ...]:
                 at += count * every + random.uniform(0.05, 0.5)
     at = 0.5
     while at < END_AT:
-        target = random.choice(("", f"user:u{random.randrange(PEOPLE - 4)}", "all"))
+        target = random.choice(("", f"user:u{random.randrange(USERS)}", "all"))
         kind = random.choice(("note", "critical"))
         stories.append(Story(at, random.randrange(lanes), kind, random.randrange(PROJECTS), 1, 0.0, target))
         at += random.uniform(0.2, 1.2)

@@ -12,7 +12,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from tests.ordeal.process import NodeProcess
-from tests.ordeal.schedule import Fault, Schedule
+from tests.ordeal.schedule import SEATS, Fault, Schedule
 from tests.servers import BlackHole, Cluster, Sentinel, Server, black_hole, run_cluster, run_sentinel
 
 __all__ = ["Site", "run_site"]
@@ -253,7 +253,7 @@ async def run_site(program: str, schedule: Schedule) -> AsyncIterator[Site]:
                 site.holes = [await stack.enter_async_context(black_hole(site.single)) for _ in range(2)]
                 ways = [hole.url for hole in site.holes]
         for number, way in enumerate(ways or [site.url] * 2):
-            node = NodeProcess(folder / f"node{number}", way, **schedule.settings)
+            node = NodeProcess(folder / f"node{number}", way, **SEATS, **schedule.settings)
             stack.push_async_callback(node.stop)
             site.nodes.append(node)
         await asyncio.gather(*(node.start() for node in site.nodes))
