@@ -1,0 +1,259 @@
+"""Compares what publishers did with what clients were shown, and names every broken promise."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tests.checker.client import Client, Closed, Dropped, Opened, Resync, Shown, Welcome
+from tests.checker.ledger import Ledger, Publication, marks
+
+__all__ = ["Violation", "judge"]
+
+REACH = 3.0
+"""Seconds within which an event that is not kept reaches those who are there: the longest window, and travel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A promise that was broken: `lost`, `twice`, `order`, `torn`, `deaf`, `passing`, `phantom`; whoever runs the checker
+    adds `presence` and `seat`.
+    """
+
+    kind: str
+    client: str
+    topic: str
+    what: str
+    at: float
+
+    def __str__(self) -> str:
+        return f"{self.kind:8} {self.client} {self.topic} at {self.at:.3f}: {self.what}"
+
+
+@dataclass(slots=True)
+class _Segment:
+    """What one client was shown of one topic without a break in continuity."""
+
+    whole: bool = False
+    """It begins with the first event that there is."""
+    shown: dict[tuple[str, int], float] = field(default_factory=dict)
+    last: dict[str, tuple[int, float]] = field(default_factory=dict)
+    line: dict[str, Publication] = field(default_factory=dict)
+    texts: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One connection, for what is only shown to those who are there."""
+
+    begin: float
+    end: float
+    prompt: bool
+
+
+def judge(ledger: Ledger, clients: Iterable[Client], *, ended: float) -> list[Violation]:
+    """Every broken promise. To be called when faults have stopped and there was time for all to come right.
+
+    Nothing is lost without `resync`: what a publisher was told is published, after a client knew its position, is
+    shown to it, merged into something shown, settled, or covered by a `resync`. Only clients that are connected at
+    the end are asked for it, for the others may still come back.
+    """
+    known = {(each.key, each.number): each for each in ledger.publications}
+    settling: dict[str, list[Publication]] = defaultdict(list)
+    for each in ledger.publications:
+        if each.settles is not None:
+            settling[each.settles].append(each)
+    found: list[Violation] = []
+    for client in clients:
+        for topic in client.names.values():
+            mine = [each for each in ledger.publications if each.topic == topic]
+            found += _View(client, topic, mine, known, settling, ledger.forgotten, ended).violations()
+    return sorted(found, key=lambda violation: violation.at)
+
+
+class _View:
+    """One topic as one client saw it."""
+
+    def __init__(
+        self,
+        client: Client,
+        topic: str,
+        publications: list[Publication],
+        known: dict[tuple[str, int], Publication],
+        settling: dict[str, list[Publication]],
+        forgotten: list[float],
+        ended: float,
+    ) -> None:
+        self._client = client
+        self._topic = topic
+        self._publications = publications
+        self._known = known
+        self._settling = settling
+        self._forgotten = forgotten
+        self._ended = ended
+        self._found: list[Violation] = []
+        self._segments: list[_Segment] = []
+        self._visits: list[_Visit] = []
+        self._dropped: dict[tuple[str, int], str] = {}
+        self._all_shown: set[tuple[str, int]] = set()
+        self._newest: dict[str, int] = {}
+        self._from: float | None = None
+        """What was asked for from here on must be shown."""
+        self._covered = float("-inf")
+        self._recovered = ""
+        self._walk()
+
+    def violations(self) -> list[Violation]:
+        lost = self._lost()
+        self._torn(lost)
+        self._passing()
+        return self._found
+
+    def _tell(self, kind: str, what: str, at: float) -> None:
+        self._found.append(Violation(kind, self._client.name, self._topic, what, at))
+
+    # -- what was shown, in order
+
+    def _walk(self) -> None:
+        since: str | None = None
+        for note in self._client.record:
+            if isinstance(note, Opened):
+                since = note.since
+                self._visits.append(_Visit(float("inf"), float("inf"), note.prompt))
+            elif isinstance(note, Welcome):
+                self._visits[-1].begin = note.at
+                self._recovered = f"; welcome at {note.at:.3f} said recovered: {str(note.recovered).lower()}"
+                if since is None or since == "0" or self._from is None:
+                    self._begin(note.at, whole=since == "0")
+            elif isinstance(note, Closed):
+                if self._visits:
+                    self._visits[-1].end = note.at
+            elif isinstance(note, Resync) and note.topic == self._topic:
+                self._covered = note.at
+                self._segments.append(_Segment())
+            elif isinstance(note, Shown) and note.topic == self._topic:
+                self._shown(note)
+            elif isinstance(note, Dropped) and note.topic == self._topic:
+                for mark in marks(note.event):
+                    self._dropped.setdefault(mark, note.why)
+
+    def _begin(self, at: float, *, whole: bool) -> None:
+        """A page that knows nothing, and wants all that there is or all from now on."""
+        cut = max((moment for moment in self._forgotten if moment <= at), default=float("-inf"))
+        self._from = cut if whole else at
+        self._covered = float("-inf")
+        self._segments.append(_Segment(whole=whole))
+        self._all_shown.clear()
+        self._newest.clear()
+
+    def _shown(self, note: Shown) -> None:
+        if not self._segments:
+            self._segments.append(_Segment())
+        segment = self._segments[-1]
+        for key, number in marks(note.event):
+            publication = self._known.get((key, number))
+            if publication is None:
+                continue
+            again = (key, number) in segment.shown
+            if publication.outcome == "refused":
+                self._tell("phantom", f"{publication.mark} was refused, and is shown", note.at)
+            if again and publication.way != "passing" and (publication.identified or publication.outcome == "published"):
+                before = segment.shown[key, number]
+                self._tell("twice", f"{publication.mark} was shown at {before:.3f} already; now in {_short(note)}", note.at)
+            if not again and publication.outcome == "published" and not note.event.get("redelivered"):
+                self._check_order(segment, publication, note)
+            segment.shown.setdefault((key, number), note.at)
+            self._all_shown.add((key, number))
+            self._newest[key] = max(number, self._newest.get(key, -1))
+            if publication.way == "append" and not again:
+                segment.texts[key].append(number)
+
+    def _check_order(self, segment: _Segment, publication: Publication, note: Shown) -> None:
+        key, number = publication.key, publication.number
+        last, at = segment.last.get(key, (-1, 0.0))
+        if number < last:
+            self._tell("order", f"{publication.mark} after {last} (shown at {at:.3f}) in {_short(note)}", note.at)
+        else:
+            segment.last[key] = number, note.at
+        if publication.line and publication.way == "now":
+            before = segment.line.get(publication.line)
+            if before is not None and before.order > publication.order:
+                self._tell("order", f"{publication.mark} after {before.mark}, which was published later", note.at)
+            else:
+                segment.line[publication.line] = publication
+
+    # -- what was not shown
+
+    def _lost(self) -> set[tuple[str, int]]:
+        if not self._client.connected or self._from is None:
+            return set()
+        missing: dict[str, list[Publication]] = defaultdict(list)
+        for each in self._publications:
+            if each.way != "passing" and self._required(each) and not self._satisfied(each):
+                if each.probe:
+                    self._tell("deaf", f"{each.mark} of the end never came{self._why(each)}", self._ended)
+                elif not self._client.plain:
+                    missing[each.key].append(each)
+        for key, them in missing.items():
+            numbers = ", ".join(str(each.number) for each in them[:12]) + (" ..." if len(them) > 12 else "")
+            self._tell("lost", f"<{key}:{numbers}> ({them[0].kind}) of {self._count(key)}{self._why(them[0])}", them[0].asked_at)
+        return {(each.key, each.number) for them in missing.values() for each in them}
+
+    def _required(self, publication: Publication) -> bool:
+        assert self._from is not None
+        return publication.outcome == "published" and max(self._from, self._covered) < publication.asked_at
+
+    def _satisfied(self, publication: Publication) -> bool:
+        if (publication.key, publication.number) in self._all_shown:
+            return True
+        if publication.way == "latest" and self._newest.get(publication.key, -1) > publication.number:
+            return True
+        return any(
+            each.order > publication.order and (each.key, each.number) in self._all_shown
+            for each in self._settling.get(publication.key, ())
+        )
+
+    def _count(self, key: str) -> str:
+        return f"{sum(each.key == key for each in self._publications)}"
+
+    def _why(self, publication: Publication) -> str:
+        why = self._dropped.get((publication.key, publication.number))
+        return (f"; it came and was dropped: {why}" if why else "") + self._recovered
+
+    def _torn(self, lost: set[tuple[str, int]]) -> None:
+        for segment in self._segments:
+            for key, numbers in segment.texts.items():
+                first, final = numbers[0], max(numbers)
+                holes = [
+                    number
+                    for number in range(first + 1, final)
+                    if (key, number) not in segment.shown and self._stands(key, number, lost)
+                ]
+                if segment.whole and first > 0 and self._stands(key, 0, lost) and self._required(self._known[key, 0]):
+                    self._tell("torn", f"{key} begins with piece {first}{self._recovered}", segment.shown[key, first])
+                if holes:
+                    self._tell("torn", f"{key} has holes at {holes[:12]}, between {first} and {final}", self._ended)
+
+    def _stands(self, key: str, number: int, lost: set[tuple[str, int]]) -> bool:
+        publication = self._known.get((key, number))
+        return (
+            publication is not None
+            and publication.outcome == "published"
+            and (key, number) not in lost
+            and publication.asked_at > self._covered
+        )
+
+    def _passing(self) -> None:
+        if self._client.plain:
+            return
+        for each in self._publications:
+            if each.way != "passing" or each.outcome != "published" or each.told_at is None:
+                continue
+            until = each.told_at + REACH
+            there = any(v.prompt and v.begin < each.asked_at and min(v.end, self._ended) > until for v in self._visits)
+            if there and each.asked_at > self._covered and self._newest.get(each.key, -1) < each.number:
+                self._tell("passing", f"{each.mark} ({each.kind}), not kept, never came to one who was there", each.asked_at)
+
+
+def _short(note: Shown) -> str:
+    text = ", ".join(f"{key}:{number}" for key, number in marks(note.event)[:6])
+    return f"{note.event['type']} seq {note.event.get('seq')} [{text}]"
