@@ -130,7 +130,7 @@ class _View:
             elif isinstance(note, Resync) and note.topic == self._topic:
                 self._covered = note.at
                 self._segments.append(_Segment())
-            elif isinstance(note, Shown) and note.topic == self._topic:
+            elif isinstance(note, Shown) and (note.topic == self._topic or self._client.plain):
                 self._shown(note)
             elif isinstance(note, Dropped) and note.topic == self._topic:
                 for mark in marks(note.event):
@@ -151,14 +151,20 @@ class _View:
         segment = self._segments[-1]
         for key, number in marks(note.event):
             publication = self._known.get((key, number))
-            if publication is None:
+            if publication is None or publication.topic != self._topic:  # plain frames do not say their topic
                 continue
             again = (key, number) in segment.shown
             if publication.outcome == "refused":
                 self._tell("phantom", f"{publication.mark} was refused, and is shown", note.at)
-            if again and publication.way != "passing" and (publication.identified or publication.outcome == "published"):
+            if (
+                again
+                and publication.way != "passing"
+                and (publication.identified or publication.outcome == "published")
+            ):
                 before = segment.shown[key, number]
-                self._tell("twice", f"{publication.mark} was shown at {before:.3f} already; now in {_short(note)}", note.at)
+                self._tell(
+                    "twice", f"{publication.mark} was shown at {before:.3f} already; now in {_short(note)}", note.at
+                )
             if not again and publication.outcome == "published" and not note.event.get("redelivered"):
                 self._check_order(segment, publication, note)
             segment.shown.setdefault((key, number), note.at)
@@ -195,7 +201,11 @@ class _View:
                     missing[each.key].append(each)
         for key, them in missing.items():
             numbers = ", ".join(str(each.number) for each in them[:12]) + (" ..." if len(them) > 12 else "")
-            self._tell("lost", f"<{key}:{numbers}> ({them[0].kind}) of {self._count(key)}{self._why(them[0])}", them[0].asked_at)
+            self._tell(
+                "lost",
+                f"<{key}:{numbers}> ({them[0].kind}) of {self._count(key)}{self._why(them[0])}",
+                them[0].asked_at,
+            )
         return {(each.key, each.number) for them in missing.values() for each in them}
 
     def _required(self, publication: Publication) -> bool:
@@ -251,7 +261,9 @@ class _View:
             until = each.told_at + REACH
             there = any(v.prompt and v.begin < each.asked_at and min(v.end, self._ended) > until for v in self._visits)
             if there and each.asked_at > self._covered and self._newest.get(each.key, -1) < each.number:
-                self._tell("passing", f"{each.mark} ({each.kind}), not kept, never came to one who was there", each.asked_at)
+                self._tell(
+                    "passing", f"{each.mark} ({each.kind}), not kept, never came to one who was there", each.asked_at
+                )
 
 
 def _short(note: Shown) -> str:

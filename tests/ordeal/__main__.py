@@ -19,12 +19,18 @@ from tests.ordeal.schedule import Kind, draw
 from tests.ordeal.trial import LIFE
 from tests.servers import find_server
 
-SHOWN = 12
-"""So many violations of a failing seed are printed; all are in the file."""
+SHOWN = 3
+"""So many violations of each kind are printed of a failing seed; all are in the file of results."""
+WIDTH = 200
 
 
 async def run_random(
-    pairs: Sequence[tuple[Kind, int]], results: Results, *, jobs: int, quiet: bool = False
+    pairs: Sequence[tuple[Kind, int]],
+    results: Results,
+    *,
+    jobs: int,
+    records: Path | None = None,
+    quiet: bool = False,
 ) -> list[Row]:
     """The rows of all `pairs`, `jobs` at once, each in a process of its own. Those that `results` has are not run."""
     gate = asyncio.Semaphore(jobs)
@@ -33,27 +39,33 @@ async def run_random(
         if (on, seed) in results.rows:
             return results.rows[on, seed]
         async with gate:
-            row = await _run(on, seed)
+            row = await _run(on, seed, records)
         results.add(row)
         if not quiet:
-            print(row, flush=True)
-            for violation in row.violations[:SHOWN]:
-                print(f"    {violation}")
-            if len(row.violations) > SHOWN:
-                print(f"    and {len(row.violations) - SHOWN} more")
+            print(row)
+            kinds: dict[str, list[str]] = {}
+            for violation in row.violations:
+                kinds.setdefault(violation.split()[0], []).append(violation)
+            for kind, them in kinds.items():
+                for violation in them[:SHOWN]:
+                    print(f"    {violation[:WIDTH]}")
+                if len(them) > SHOWN:
+                    print(f"    {kind:8} and {len(them) - SHOWN} more")
+            sys.stdout.flush()
         return row
 
     return await asyncio.gather(*(one(on, seed) for on, seed in pairs))
 
 
-async def _run(on: Kind, seed: int) -> Row:
+async def _run(on: Kind, seed: int, records: Path | None) -> Row:
     """One ordeal, tried twice should it fail by itself (another process may have been faster to a port)."""
     row = Row(seed=seed, on=on, faults=draw(seed, on).told(), error="the ordeal ended without a word")
     for _ in range(2):
         with tempfile.TemporaryDirectory(prefix="router-") as folder:
             file = Path(folder, "row")
+            more = [] if records is None else [str(records)]
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.ordeal.trial", on, str(seed), str(file)
+                sys.executable, "-m", "tests.ordeal.trial", on, str(seed), str(file), *more
             )
             try:
                 async with asyncio.timeout(LIFE + 5):
@@ -78,6 +90,7 @@ def main() -> None:
     parser.add_argument("--on", choices=get_args(Kind), default="single", help="which kind of Redis")
     parser.add_argument("--jobs", type=int, default=2, help="how many at once")
     parser.add_argument("--results", type=Path, help="where rows are kept: a run that was stopped goes on from there")
+    parser.add_argument("--records", type=Path, help="a folder for all that people saw and nodes said")
     chosen = parser.parse_args()
     if unknown := set(chosen.names) - ORDEALS.keys():
         parser.error(f"there is no ordeal {', '.join(unknown)}")
@@ -99,7 +112,7 @@ def main() -> None:
     if known := [results.rows[pair] for pair in wanted if pair in results.rows]:
         print(f"{len(known)} have been run before:")
         print(*known, sep="\n")
-    rows = uvloop.run(run_random(wanted, results, jobs=chosen.jobs))
+    rows = uvloop.run(run_random(wanted, results, jobs=chosen.jobs, records=chosen.records))
     print(Row.sum(rows))
     failed = [str(row.seed) for row in rows if row.failed]
     if failed:

@@ -116,7 +116,8 @@ class Page:
                 self._note(frame)
                 for answer in self.client.take(frame, self._clock()):
                     await connection.send(json.dumps(answer))
-                if frame["type"] == "welcome":
+                # "Ask again after each welcome", and whoever is told that continuity is lost loads all anew.
+                if frame["type"] == "welcome" or (frame["type"] == "resync" and "topic" not in frame):
                     task = asyncio.create_task(self._ask_people(node.url))
                     self._asking.add(task)
                     task.add_done_callback(self._asking.discard)

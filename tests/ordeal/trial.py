@@ -1,6 +1,6 @@
 """Runs one random ordeal: what its schedule says, until all should be well, and then the checker's verdict.
 
-`python -m tests.ordeal.trial <kind> <seed> <file>` does it in this process and writes its row to the file.
+`python -m tests.ordeal.trial <kind> <seed> <file> [<records>]` does it in this process and writes its row to the file.
 """
 
 import asyncio
@@ -54,10 +54,14 @@ EVENTS = StepStarted | StepProgress | StepCompleted | ChatResponseChunk | Projec
 Send = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
-async def run(program: str, schedule: Schedule) -> Row:
-    """The ordeal of a schedule."""
+async def run(program: str, schedule: Schedule, records: Path | None = None) -> Row:
+    """The ordeal of a schedule. `records`: a folder that gets all that people saw and nodes said."""
     async with run_site(program, schedule) as site:
-        return await _Trial(schedule, site).run()
+        trial = _Trial(schedule, site)
+        row = await trial.run()
+        if records is not None:
+            trial.record(records / f"{schedule.on}-{schedule.seed}")
+        return row
 
 
 class _Trial:
@@ -73,7 +77,7 @@ class _Trial:
         self._pages = [Page(person, site, self._ledger, self._now, schedule.seed) for person in schedule.people]
         self._calm = 0.0
         self._right = BOUND
-        self._refusals: Counter[str] = Counter()
+        self._done: list[str] = []
 
     def _now(self) -> float:
         return time.monotonic() - self._begin
@@ -106,6 +110,18 @@ class _Trial:
                 for what in await count_leaked(self._site, until=self._begin + self._calm + BOUND + 5)
             ]
         return self._row(violations)
+
+    def record(self, folder: Path) -> None:
+        """Write down what everybody saw, what was published and done, and what the nodes said."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for page in self._pages:
+            lines = [repr(page.person), *map(repr, page.client.record), *(f"refused {each}" for each in page.refusals)]
+            (folder / f"page-{page.client.name}").write_text("\n".join(lines))
+        (folder / "published").write_text("\n".join(map(repr, self._ledger.publications)))
+        (folder / "done").write_text("\n".join(self._done))
+        for number, node in enumerate(self._site.nodes):
+            said = sorted(node.said.parent.glob("output*"), key=lambda path: path.stat().st_mtime)
+            (folder / f"node-{number}").write_text("\n--\n".join(path.read_text() for path in said))
 
     async def _until(self, at: float) -> None:
         await asyncio.sleep(max(0.0, at - self._now()))
@@ -155,7 +171,9 @@ class _Trial:
         await self._until(fault.at)
         if fault.kind in LOSSES:
             self._ledger.forgotten.append(self._now())
+        begun = self._now()
         await self._site.befall(fault)
+        self._done.append(f"{begun:.3f} to {self._now():.3f}: {fault}")
         if fault.kind in LOSSES:
             self._ledger.forgotten.append(self._now())
 
@@ -287,7 +305,7 @@ def _difference(told: dict[str, int] | None, expected: dict[str, int]) -> str:
     )
 
 
-def main(kind: Kind, seed: int, file: Path) -> None:
+def main(kind: Kind, seed: int, file: Path, records: Path | None = None) -> None:
     """One ordeal, in this process."""
     signal.alarm(LIFE)
     if sys.platform == "linux":
@@ -297,7 +315,7 @@ def main(kind: Kind, seed: int, file: Path) -> None:
     program = find_server()
     assert program is not None
     try:
-        row = uvloop.run(run(program, schedule))
+        row = uvloop.run(run(program, schedule, records))
     except Exception as error:
         logging.getLogger(__name__).exception("ordeal %s %s", kind, seed)
         row = Row(seed=seed, on=kind, faults=schedule.told(), error=f"{type(error).__name__}: {error}"[:300])
@@ -305,4 +323,4 @@ def main(kind: Kind, seed: int, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(cast(Kind, sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(cast(Kind, sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:]))
