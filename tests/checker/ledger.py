@@ -67,6 +67,7 @@ class Ledger:
 
     def ask(self, topic: str, kind: str, way: Way, *, key: str, at: float, **more: Any) -> Publication:
         """Note that a publisher is about to publish. Its text must carry the answer's `mark`."""
+        assert not set(key) & set("<>:"), key
         number = self._numbers.get(key, 0)
         self._numbers[key] = number + 1
         made = Publication(key, number, topic, kind, way, at, order=len(self.publications), **more)

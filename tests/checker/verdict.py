@@ -119,6 +119,7 @@ class _View:
         self._dropped: dict[tuple[str, int], str] = {}
         self._all_shown: set[tuple[str, int]] = set()
         self._newest: dict[str, int] = {}
+        self._twice: dict[str, list[tuple[int, float, Shown]]] = defaultdict(list)
         self._from: float | None = None
         """What was asked for from here on must be shown."""
         self._covered = float("-inf")
@@ -129,6 +130,10 @@ class _View:
         lost = self._lost()
         self._torn(lost)
         self._passing()
+        for key, again in self._twice.items():
+            number, before, note = again[0]
+            more = f", and {len(again) - 1} more of it" if len(again) > 1 else ""
+            self._tell("twice", f"<{key}:{number}> was shown at {before:.3f} already; again in {_short(note)}{more}", note.at)
         return self._found
 
     def _tell(self, kind: str, what: str, at: float) -> None:
@@ -154,7 +159,7 @@ class _View:
                 self._covered = note.at
                 self._segments.append(_Segment())
             elif isinstance(note, Shown) and (note.topic == self._topic or self._client.plain):
-                self._shown(note)
+                self._shown(note)  # a plain client is not told of which topic an event is
             elif isinstance(note, Dropped) and note.topic == self._topic:
                 for mark in marks(note.event):
                     self._dropped.setdefault(mark, note.why)
@@ -174,20 +179,13 @@ class _View:
         segment = self._segments[-1]
         for key, number in marks(note.event):
             publication = self._known.get((key, number))
-            if publication is None or publication.topic != self._topic:  # plain frames do not say their topic
+            if publication is None or publication.topic != self._topic:
                 continue
             again = (key, number) in segment.shown
             if publication.outcome == "refused":
                 self._tell("phantom", f"{publication.mark} was refused, and is shown", note.at)
-            if (
-                again
-                and publication.way != "passing"
-                and (publication.identified or publication.outcome == "published")
-            ):
-                before = segment.shown[key, number]
-                self._tell(
-                    "twice", f"{publication.mark} was shown at {before:.3f} already; now in {_short(note)}", note.at
-                )
+            if again and publication.way != "passing" and (publication.identified or publication.outcome == "published"):
+                self._twice[key].append((number, segment.shown[key, number], note))
             if not again and publication.outcome == "published" and not note.event.get("redelivered"):
                 self._check_order(segment, publication, note)
             segment.shown.setdefault((key, number), note.at)
