@@ -45,12 +45,13 @@ async def run_random(
             print(row)
             kinds: dict[str, list[str]] = {}
             for violation in row.violations:
-                kinds.setdefault(violation.split()[0], []).append(violation)
+                kind = violation.split()[0] + (" (plain)" if "-plain " in violation else "")
+                kinds.setdefault(kind, []).append(violation)
             for kind, them in kinds.items():
                 for violation in them[:SHOWN]:
                     print(f"    {violation[:WIDTH]}")
                 if len(them) > SHOWN:
-                    print(f"    {kind:8} and {len(them) - SHOWN} more")
+                    print(f"    {kind:8} ... and {len(them) - SHOWN} more")
             sys.stdout.flush()
         return row
 

@@ -67,9 +67,17 @@ def pieces(number: int, story: Story) -> Iterator[Piece]:
 
 
 async def tell(
-    number: int, story: Story, topic: str, ledger: Ledger, publish: Publish, clock: Callable[[], float], *, eager: bool
+    number: int,
+    story: Story,
+    topic: str,
+    ledger: Ledger,
+    publish: Publish,
+    clock: Callable[[], float],
+    *,
+    eager: bool,
+    until: float,
 ) -> None:
-    """Publish a story. It ends where a piece is refused: nobody tells a story with a hole.
+    """Publish a story. It ends where a piece is refused, for nobody tells one with a hole, and at `until` at the latest.
 
     `eager`: without waiting to hear what became of the piece before.
     """
@@ -86,6 +94,8 @@ async def tell(
         elif not await publishing:
             break
         await asyncio.sleep(story.every)
+        if clock() > until:
+            break
     await asyncio.gather(*going)
 
 

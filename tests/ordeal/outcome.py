@@ -29,7 +29,7 @@ class Row(Struct, frozen=True):
     delivered: int = 0
     resyncs: int = 0
     reached: dict[str, int] = {}
-    """What happened beside that: connections, moves, closes, refused handshakes ..."""
+    """What happened beside that: connections, refused handshakes, starts of nodes, and by how many ms the machine was late."""
     counts: dict[str, int] = {}
     """Violations, by column."""
     caught_up: float = 0.0

@@ -29,7 +29,12 @@ class Page:
     def __init__(self, person: Person, site: Site, ledger: Ledger, clock: Callable[[], float], seed: int) -> None:
         self.person = person
         self.project = project_of(person.project)
-        self.client = Client(f"{person.number}", user=person.user, project=self.project, plain=person.plain)
+        self.client = Client(
+            f"{person.number}{'-plain' if person.plain else ''}",
+            user=person.user,
+            project=self.project,
+            plain=person.plain,
+        )
         self.refusals: list[tuple[float, int]] = []
         """Handshakes that were declined: when, and with which HTTP status."""
         self._site = site
