@@ -54,12 +54,15 @@ class NodeProcess:
         self._away = False
         self._keeping: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Start it, keep it running, and return when it is ready."""
+    def start(self) -> None:
+        """Start it, and keep it running."""
         self._away = False
         self._run()
         if self._keeping is None:
             self._keeping = asyncio.create_task(self._keep())
+
+    async def wait(self) -> None:
+        """Until it is ready."""
         while not await self.is_ready():
             await asyncio.sleep(0.1)
 

@@ -13,6 +13,7 @@ __all__ = [
     "PAIRS",
     "PEOPLE",
     "PROJECTS",
+    "RESTARTS",
     "SEATS",
     "USERS",
     "Fault",
@@ -51,7 +52,7 @@ FAULTS: dict[Kind, tuple[str, ...]] = {
     "sentinel": (*ANYWHERE, "fail_over", "fail_over_frozen"),
     "cluster": (*ANYWHERE, "move_slot", "fail_over"),
 }
-RESTARTS = ("remember", "forget", "age", "tear", "freeze_redis", "fail_over", "fail_over_frozen")
+RESTARTS = ("remember", "forget", "age", "tear", "freeze_redis", "fail_over", "fail_over_frozen", "move_slot")
 """Of these one at a time, and only one failover in all: what was replaced is no replica soon."""
 INSTANT = frozenset({"deafen", "reset", "flush"})
 
@@ -180,7 +181,8 @@ def _collide(one: Fault, other: Fault) -> bool:
     if one.kind in RESTARTS:
         # A server needs a moment to come back, and a snapshot is taken before.
         first, second = sorted((one, other), key=lambda fault: fault.at)
-        return second.at - second.lead < first.at + first.lasts + 0.5
+        pause = 4.0 if first.kind.startswith("fail_over") else 0.5
+        return second.at - second.lead < first.at + first.lasts + pause
     node = ("kill_node", "stop_node", "freeze_node")
     if (one.kind in node) != (other.kind in node) or (one.kind in node and one.which != other.which):
         return False

@@ -4,15 +4,18 @@ import asyncio
 import random
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from tests.ordeal.process import NodeProcess
-from tests.ordeal.schedule import SEATS, Fault, Schedule
+from tests.ordeal.schedule import RESTARTS, SEATS, Fault, Schedule
 from tests.servers import BlackHole, Cluster, Sentinel, Server, black_hole, run_cluster, run_sentinel
 
 __all__ = ["Site", "run_site"]
@@ -34,6 +37,8 @@ class Site:
         self.single: Server | None = None
         self.sentinel: Sentinel | None = None
         self.cluster: Cluster | None = None
+        self._turn = asyncio.Lock()
+        """Held while a server is away or a slot moves: nobody can move one from a server that is not there."""
         self._random = random.Random(f"site:{schedule.seed}")
         self._done: dict[str, Callable[[Fault], Any]] = {
             "kill_node": self._kill_node,
@@ -57,7 +62,8 @@ class Site:
 
     async def befall(self, fault: Fault) -> None:
         """Do it, and return when it is over."""
-        await self._done[fault.kind](fault)
+        async with self._turn if fault.kind in RESTARTS else nullcontext():
+            await self._done[fault.kind](fault)
 
     # -- to nodes
 
@@ -65,13 +71,13 @@ class Site:
         node = self.nodes[fault.which]
         node.kill()
         await asyncio.sleep(fault.lasts)
-        await node.start()
+        node.start()  # when it is ready is its own affair
 
     async def _stop_node(self, fault: Fault) -> None:
         node = self.nodes[fault.which]
         await node.terminate()
         await asyncio.sleep(fault.lasts)
-        await node.start()
+        node.start()
 
     async def _freeze_node(self, fault: Fault) -> None:
         node = self.nodes[fault.which]
@@ -94,7 +100,11 @@ class Site:
         """Say something to every server; one that is away or a replica need not hear it."""
 
         def say(server: Server) -> None:
-            with suppress(RedisError, OSError), server.client() as client:
+            # Not through `client`, which waits long for one that is frozen.
+            with (
+                suppress(RedisError, OSError),
+                Redis(port=server.port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client,
+            ):
                 client.execute_command(*command)
 
         await asyncio.gather(*(asyncio.to_thread(say, server) for server in self.servers()))
@@ -256,5 +266,6 @@ async def run_site(program: str, schedule: Schedule) -> AsyncIterator[Site]:
             node = NodeProcess(folder / f"node{number}", way, **SEATS, **schedule.settings)
             stack.push_async_callback(node.stop)
             site.nodes.append(node)
-        await asyncio.gather(*(node.start() for node in site.nodes))
+            node.start()
+        await asyncio.gather(*(node.wait() for node in site.nodes))
         yield site
