@@ -33,7 +33,7 @@ class NodeProcess:
             "broker": broker,
             "jwt_key": KEY,
             "log_level": "WARNING",
-            "lease": 2.0,
+            "lease": 3.0,
             "presence_grace": 1.0,
             "ack_after": 1.5,
             "ping_every": 1.0,

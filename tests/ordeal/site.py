@@ -98,16 +98,13 @@ class Site:
 
     async def _each(self, *command: Any) -> None:
         """Say something to every server; one that is away or a replica need not hear it."""
+        await asyncio.gather(*(asyncio.to_thread(self._say, server, *command) for server in self.servers()))
 
-        def say(server: Server) -> None:
-            # Not through `client`, which waits long for one that is frozen.
-            with (
-                suppress(RedisError, OSError),
-                Redis(port=server.port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client,
-            ):
-                client.execute_command(*command)
-
-        await asyncio.gather(*(asyncio.to_thread(say, server) for server in self.servers()))
+    def _say(self, server: Server, *command: Any) -> None:
+        # Not through `client`, which waits long for one that is frozen.
+        retry = Retry(NoBackoff(), 0)
+        with suppress(RedisError, OSError), Redis(port=server.port, socket_timeout=1, retry=retry) as client:
+            client.execute_command(*command)
 
     async def _reset(self, fault: Fault) -> None:
         if self.holes:
@@ -151,11 +148,12 @@ class Site:
         assert self.single is not None
         data, old = self.folder / "redis", self.folder / "old"
         kept = [data / "appendonlydir"] if self.schedule.log else [data / "dump.rdb"]
-        if fault.kind == "age" or (fault.kind in ("remember", "tear") and not self.schedule.log):
-            await asyncio.to_thread(self._save, self.single)
+        if fault.kind == "age" or (fault.kind == "tear" and not self.schedule.log):
+            await asyncio.to_thread(self._say, self.single, "SAVE")
             _copy(kept, old)
-            if fault.kind == "age":
-                await asyncio.sleep(fault.lead)
+            await asyncio.sleep(fault.lead if fault.kind == "age" else 0.05)
+        elif fault.kind == "remember" and not self.schedule.log:
+            await asyncio.to_thread(self._say, self.single, "SHUTDOWN", "SAVE")  # nothing comes between the two
         self.single.kill()
         await asyncio.sleep(fault.lasts)
         if fault.kind == "forget":
@@ -169,11 +167,6 @@ class Site:
                 with log.open("r+b") as file:
                     file.truncate(max(0, size - self._random.randrange(1, TORN)))
         await asyncio.to_thread(self.single.start)
-
-    def _save(self, server: Server) -> None:
-        if not self.schedule.log:
-            with suppress(RedisError, OSError), server.client() as client:
-                client.save()
 
     # -- to several
 
