@@ -14,8 +14,8 @@ __all__ = ["Piece", "pieces", "tell"]
 
 WORDY = 1
 """The project whose answers are long enough that one who reads slowly falls behind."""
-Publish = Callable[[str, Publication, dict[str, Any]], Awaitable[bool]]
-"""`(place, what the ledger calls it, event)`: whether it was published."""
+Publish = Callable[[str, Publication, dict[str, Any]], Awaitable[None]]
+"""`(place, what the ledger calls it, event)`: publishes it, and has the ledger know what became of it."""
 
 
 class Piece(Struct, frozen=True):
@@ -77,22 +77,19 @@ async def tell(
     eager: bool,
     until: float,
 ) -> None:
-    """Publish a story. It ends where a piece is refused, for nobody tells one with a hole, and at `until` at the latest.
+    """Publish a story. A piece that is refused leaves a hole, which is its publisher's; it ends at `until` at the latest.
 
     `eager`: without waiting to hear what became of the piece before.
     """
-    going: list[asyncio.Future[bool]] = []
+    going: list[asyncio.Future[None]] = []
     for piece in pieces(number, story):
         said = ledger.ask(
             topic, piece.kind, piece.way, key=piece.key, at=clock(), line=f"story{number}", settles=piece.settles
         )
         publishing = asyncio.ensure_future(publish(topic, said, {"type": piece.kind, **piece.event(said.mark)}))
-        if eager:
-            going.append(publishing)
-            if any(task.done() and not task.result() for task in going):
-                break
-        elif not await publishing:
-            break
+        going.append(publishing)
+        if not eager:
+            await publishing
         await asyncio.sleep(story.every)
         if clock() > until:
             break

@@ -160,15 +160,14 @@ class _Trial:
         eager = self._schedule.eager[story.lane]
         await tell(number, story, topic, self._ledger, publish, self._now, eager=eager, until=END_AT)
 
-    def _publish(self, send: Send) -> Callable[[str, Publication, dict[str, Any]], Awaitable[bool]]:
-        async def publish(topic: str, said: Publication, event: dict[str, Any]) -> bool:
+    def _publish(self, send: Send) -> Callable[[str, Publication, dict[str, Any]], Awaitable[None]]:
+        async def publish(topic: str, said: Publication, event: dict[str, Any]) -> None:
             try:
                 await send(topic.removeprefix("project:"), event)
             except Unavailable:
                 said.told(self._now(), "unknown")
-                return False
-            said.told(self._now(), "published")
-            return True
+            else:
+                said.told(self._now(), "published")
 
         return publish
 
@@ -235,7 +234,8 @@ class _Trial:
             key = f"last-{number}-{topic.replace(':', '-')}"
             said = self._ledger.ask(topic, "notification", "now", key=key, at=self._now(), probe=probe)
             event = {"type": "notification", "level": "info", "title": said.mark}
-            if await publish(topic, said, event):
+            await publish(topic, said, event)
+            if said.outcome == "published":
                 marks[topic] = said.mark
         return marks
 
