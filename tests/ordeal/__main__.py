@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
@@ -115,6 +116,8 @@ def main() -> None:
         print(*known, sep="\n")
     rows = uvloop.run(run_random(wanted, results, jobs=chosen.jobs, records=chosen.records))
     print(Row.sum(rows))
+    reached: Counter[str] = sum((Counter(row.reached) for row in rows), Counter())
+    print("reached:", ", ".join(f"{name} {count:,}" for name, count in sorted(reached.items())))
     failed = [str(row.seed) for row in rows if row.failed]
     if failed:
         print(f"failing seeds: {', '.join(failed)}")

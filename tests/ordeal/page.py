@@ -49,6 +49,7 @@ class Page:
         self._reading = asyncio.Event()
         self._reading.set()
         self._pause = 0.0
+        self._connections = 0
         self._asking: set[asyncio.Task[None]] = set()
         self._is_slow = any(turn.kind == "slow" for turn in person.turns)
 
@@ -85,7 +86,9 @@ class Page:
             if self._connection is None or not self.client.welcomed:
                 continue
             topic = f"project:{self.project}"
-            said = self._ledger.ask(topic, "chat_message", "now", key=f"chat{self.person.number}", at=self._clock())
+            # What one says on two connections goes two ways, and either may be the faster.
+            key = f"chat{self.person.number}-{self._connections}"
+            said = self._ledger.ask(topic, "chat_message", "now", key=key, at=self._clock())
             with suppress(ConnectionClosed):
                 await self._connection.send(
                     json.dumps({"type": "chat_message", "role": "user", "content": said.mark, "ref": said.mark})
@@ -113,6 +116,7 @@ class Page:
             **({} if narrow is None else {"sock": narrow}),
         )
         self._connection = connection
+        self._connections += 1
         self.client.opened(self._clock(), since, prompt=not self._is_slow)
         try:
             while True:
