@@ -78,7 +78,7 @@ def test_whoever_asks_for_all_is_owed_what_was_before() -> None:
     story = Story(since="0")
     story.publish()
     story.open(pos=0, recovered=True)
-    assert story.kinds() == ["lost"]
+    assert story.kinds() == ["cut"]
 
 
 def test_nobody_is_owed_what_the_broker_forgot() -> None:
@@ -194,7 +194,7 @@ def test_a_text_without_its_beginning_is_torn_for_one_who_asked_for_all() -> Non
     pieces = [story.publish("text", "append") for _ in range(3)]
     story.open(pos=1, recovered=True)
     story.show(*pieces[1:])
-    assert "lost" in story.kinds()  # its first piece
+    assert "cut" in story.kinds()  # its first piece
 
 
 def test_a_page_that_joins_in_mid_stream_begins_there_and_has_no_holes() -> None:

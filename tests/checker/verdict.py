@@ -15,8 +15,10 @@ REACH = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A promise that was broken: `lost`, `twice`, `order`, `torn`, `deaf`, `passing`, `phantom`; whoever runs the checker
-    adds `presence` and `seat`.
+    """A promise that was broken: `lost`, `cut` (lost at the old end of history: `since=0` was answered as if it were
+    all there is), `twice`, `nagged` (the same, of a critical event and a plain client, which cannot acknowledge), `order`,
+    `torn`, `gap` (the same, of pieces that the broker itself forgot), `deaf`, `passing` (an event that is not kept did not reach one who was
+    there), `phantom` (refused, and shown). Whoever runs the checker adds `presence`, `seat`, `away`.
     """
 
     kind: str
@@ -122,6 +124,8 @@ class _View:
         self._twice: dict[str, list[tuple[int, float, Shown]]] = defaultdict(list)
         self._from: float | None = None
         """What was asked for from here on must be shown."""
+        self._welcomed = float("-inf")
+        self._cut = max(forgotten, default=float("-inf"))
         self._covered = float("-inf")
         self._recovered = ""
         self._walk()
@@ -133,7 +137,12 @@ class _View:
         for key, again in self._twice.items():
             number, before, note = again[0]
             more = f", and {len(again) - 1} more of it" if len(again) > 1 else ""
-            self._tell("twice", f"<{key}:{number}> was shown at {before:.3f} already; again in {_short(note)}{more}", note.at)
+            nagged = self._client.plain and note.event.get("requires_ack")
+            self._tell(
+                "nagged" if nagged else "twice",
+                f"<{key}:{number}> was shown at {before:.3f} already; again in {_short(note)}{more}",
+                note.at,
+            )
         return self._found
 
     def _tell(self, kind: str, what: str, at: float) -> None:
@@ -168,6 +177,7 @@ class _View:
         """A page that knows nothing, and wants all that there is or all from now on."""
         cut = max((moment for moment in self._forgotten if moment <= at), default=float("-inf"))
         self._from = cut if whole else at
+        self._welcomed = at
         self._covered = float("-inf")
         self._segments.append(_Segment(whole=whole))
         self._all_shown.clear()
@@ -184,7 +194,11 @@ class _View:
             again = (key, number) in segment.shown
             if publication.outcome == "refused":
                 self._tell("phantom", f"{publication.mark} was refused, and is shown", note.at)
-            if again and publication.way != "passing" and (publication.identified or publication.outcome == "published"):
+            if (
+                again
+                and publication.way != "passing"
+                and (publication.identified or publication.outcome == "published")
+            ):
                 self._twice[key].append((number, segment.shown[key, number], note))
             if not again and publication.outcome == "published" and not note.event.get("redelivered"):
                 self._check_order(segment, publication, note)
@@ -213,19 +227,17 @@ class _View:
     def _lost(self) -> set[tuple[str, int]]:
         if not self._client.connected or self._from is None:
             return set()
-        missing: dict[str, list[Publication]] = defaultdict(list)
+        missing: dict[tuple[str, str], list[Publication]] = defaultdict(list)
         for each in self._publications:
             if each.way != "passing" and self._required(each) and not self._satisfied(each):
                 if each.probe:
                     self._tell("deaf", f"{each.mark} of the end never came{self._why(each)}", self._ended)
                 elif not self._client.plain:
-                    missing[each.key].append(each)
-        for key, them in missing.items():
+                    missing["cut" if each.asked_at <= self._welcomed else "lost", each.key].append(each)
+        for (kind, key), them in missing.items():
             numbers = ", ".join(str(each.number) for each in them[:12]) + (" ..." if len(them) > 12 else "")
             self._tell(
-                "lost",
-                f"<{key}:{numbers}> ({them[0].kind}) of {self._count(key)}{self._why(them[0])}",
-                them[0].asked_at,
+                kind, f"<{key}:{numbers}> ({them[0].kind}) of {self._count(key)}{self._why(them[0])}", them[0].asked_at
             )
         return {(each.key, each.number) for them in missing.values() for each in them}
 
@@ -262,7 +274,13 @@ class _View:
                 if segment.whole and first > 0 and self._stands(key, 0, lost) and self._required(self._known[key, 0]):
                     self._tell("torn", f"{key} begins with piece {first}{self._recovered}", segment.shown[key, first])
                 if holes:
-                    self._tell("torn", f"{key} has holes at {holes[:12]}, between {first} and {final}", self._ended)
+                    # What the broker itself forgot cannot be shown; that it goes unsaid is another fault than a lost piece.
+                    known_lost = all(self._known[key, number].asked_at <= self._cut for number in holes)
+                    self._tell(
+                        "gap" if known_lost else "torn",
+                        f"{key} has holes at {holes[:12]}, between {first} and {final}",
+                        self._ended,
+                    )
 
     def _stands(self, key: str, number: int, lost: set[tuple[str, int]]) -> bool:
         publication = self._known.get((key, number))

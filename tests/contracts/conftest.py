@@ -8,6 +8,7 @@ from functools import cache
 import pytest
 
 from tests.servers import Server, find_server, find_servers, run_server
+from tests.simulation.redis_port import run_model
 
 PROGRAMS = find_servers()
 KINDS = (
@@ -17,6 +18,7 @@ KINDS = (
     "restricted",
     "cluster",
     "sharded",
+    "model",
 )
 
 
@@ -27,13 +29,23 @@ def server_of() -> Iterator[Callable[..., Server]]:
         yield cache(lambda program, **options: servers.enter_context(run_server(program, **options)))
 
 
+@pytest.fixture
+def model_url() -> Iterator[str]:
+    """The simulation's model of Redis behind a real port."""
+    with run_model() as url:
+        yield url
+
+
 @pytest.fixture(params=KINDS)
 def broker_url(request: pytest.FixtureRequest, server_of: Callable[..., Server]) -> str:
     """An empty broker of each kind: memory, every program that is here, a server where the router is a user that may do
-    no more than it must, a cluster, and one with sharded pub/sub. `named`: what ROUTER_TEST_REDIS_URL names.
+    no more than it must, a cluster, and one with sharded pub/sub. `named`: what ROUTER_TEST_REDIS_URL names. `model`:
+    what the simulation has in the place of a server.
     """
     if request.param == "memory":
         return "memory://"
+    if request.param == "model":
+        return request.getfixturevalue("model_url")
     if request.param == "cluster":
         return request.getfixturevalue("cluster_url")
     if request.param == "sharded":

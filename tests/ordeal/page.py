@@ -49,7 +49,7 @@ class Page:
         self._reading = asyncio.Event()
         self._reading.set()
         self._pause = 0.0
-        self._connections = 0
+        self._connections = self._asked = 0
         self._asking: set[asyncio.Task[None]] = set()
         self._is_slow = any(turn.kind == "slow" for turn in person.turns)
 
@@ -161,14 +161,16 @@ class Page:
     async def _ask_people(self, url: str) -> None:
         """As the protocol has it: ask after each welcome."""
         self.client.ask_people()
+        self._asked += 1
+        number = self._asked
         headers = {"Authorization": f"Bearer {self._token}"}
         life = self._connection
         async with httpx.AsyncClient(trust_env=False) as http:
-            while life is not None and life is self._connection:
+            while life is not None and life is self._connection and number == self._asked:
                 with suppress(httpx.HTTPError):
                     answer = await http.get(f"{url}/projects/{self.project}/presence", headers=headers, timeout=5)
                     if answer.status_code == httpx.codes.OK:
-                        if life is self._connection:
+                        if life is self._connection and number == self._asked:  # an older answer knows less
                             self.client.know_people(answer.json()["users"])
                         return
                 await asyncio.sleep(0.5)

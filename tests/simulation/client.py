@@ -132,6 +132,11 @@ class Viewer:
         self._hurry = False
         self._caller = Caller(self.token)
 
+    def check(self) -> None:
+        """Raise what ended it, if it has ended."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+
     @property
     def there(self) -> bool:
         return self.model.connected and self.model.welcomed
@@ -146,23 +151,25 @@ class Viewer:
             await self._awake.wait()
             nodes = self._nodes()
             host = self.wanted if self.wanted in nodes else self._chance.choice(nodes) if nodes else ""
+            if not host:  # no node is up
+                await asyncio.sleep(self._chance.uniform(0.1, 0.5))
+                continue
             since = self.model.since() or self.first_since
             socket = _Socket(self, host, since)
-            if host:
-                try:
-                    async with asyncio.timeout(10):
-                        await self._loop.create_connection(lambda s=socket: s, host, 80)
-                    self.socket = socket
-                    async with asyncio.timeout(None) as deadline:
-                        deadline.reschedule(self._loop.time() + 10)
-                        while not socket.over.done() and not self.model.connected and socket.refused is None:
-                            await asyncio.sleep(0.02)
-                        deadline.reschedule(None)
-                        if self.model.connected:
-                            failures = 0
-                        await socket.over
-                except (OSError, TimeoutError):
-                    socket.leave(politely=False)
+            try:
+                async with asyncio.timeout(10):
+                    await self._loop.create_connection(lambda s=socket: s, host, 80)
+                self.socket = socket
+                async with asyncio.timeout(None) as deadline:
+                    deadline.reschedule(self._loop.time() + 10)
+                    while not socket.over.done() and not self.model.connected and socket.refused is None:
+                        await asyncio.sleep(0.02)
+                    deadline.reschedule(None)
+                    if self.model.connected:
+                        failures = 0
+                    await socket.over
+            except (OSError, TimeoutError):
+                socket.leave(politely=False)
             if socket.refused is not None:
                 self.refused.append(socket.refused)
             self.lost(socket)

@@ -28,6 +28,8 @@ class Network:
         self.pace = 1.0
         self.trace = 0
         self.counts: Counter[str] = Counter()
+        self.filled: dict[str, None] = {}
+        """Hosts that were sent more than they took."""
         self.tell: Callable[[str], None] | None = None
         self._context = contextvars.Context()
         self._listeners: dict[tuple[str, int], _Listener] = {}
@@ -316,6 +318,8 @@ class Transport(asyncio.Transport):
         if not self._full and len(self._buffer) > self._high and self._protocol is not None:
             self._full = True
             self._network.counts["a full buffer"] += 1
+            if self.peer is not None:
+                self._network.filled[self.peer.host] = None
             self._protocol.pause_writing()
 
     def _peer_eof(self) -> None:

@@ -11,6 +11,9 @@ from tests.simulation.redis_model import Memory, Session, encode
 
 __all__ = ["RedisServer"]
 
+LOOK = 0.01
+"""Seconds between two looks whether a command that blocks has its answer."""
+
 
 class RedisServer:
     """One server. To be made and used in the context of its own host.
@@ -36,6 +39,9 @@ class RedisServer:
 
     async def start(self) -> None:
         self._listener = await self._loop.create_server(lambda: _Connection(self), self.host, self.port)
+
+    def ports(self) -> list[int]:
+        return [each.getsockname()[1] for each in self._listener.sockets]
 
     def stop(self) -> None:
         """Killed: all connections end."""
@@ -113,7 +119,20 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
-        while (command := self._reader.gets()) is not False and self.session is not None:
+        self._work()
+
+    def _wait(self) -> None:
+        """A command that blocks holds up those behind it."""
+        if self.session is not None:
+            self.session.look_again()
+            self._flush()
+            self._work()
+
+    def _work(self) -> None:
+        while self.session is not None and self.session.parked is None:
+            command = self._reader.gets()
+            if command is False:
+                break
             struck = self._server.strike() if self._server.flaky else None
             if struck == "before":
                 self.end()
@@ -127,6 +146,8 @@ class _Connection(asyncio.Protocol):
                 self._mute = True
             if struck == "late":
                 self._open_at = self._server._loop.time() + self._server.patience
+        if self.session is not None and self.session.parked is not None:
+            self._server._loop.call_later(LOOK, self._wait)
         self._flush()
 
     def _answer(self, reply: Any) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from random import Random
@@ -61,7 +62,8 @@ class Memory:
         return copy.deepcopy(self.server.dbs[0]._dict)
 
     def flush(self) -> None:
-        self.server.dbs[0].clear()
+        with self.server.lock:
+            self.server.dbs[0].clear()
 
     def refuse(self, what: str) -> None:
         """`READONLY`, `OOM`, or nothing: which writes are refused from now on."""
@@ -75,6 +77,8 @@ class Session(FakeSocket):
         super().__init__(server, 0, client_class=object)
         self._answer = answer
         self._push = push
+        self.parked: tuple[float, Callable[[bool], Any], Callable[[Any], Any]] | None = None
+        """What a command that blocks waits for: until when, and how to look again."""
 
     @property
     def protocol(self) -> int:
@@ -85,6 +89,25 @@ class Session(FakeSocket):
         self._discard_subscriptions()
         if self in self._server.sockets:
             self._server.sockets.remove(self)
+
+    def _blocking(self, timeout: float | None, func: Any, shape: Any = None) -> Any:
+        shaped = shape or (lambda found: found)
+        found = func(True)
+        if found is not None:
+            return shaped(found)
+        self.parked = (time.time() + timeout if timeout else float("inf"), func, shaped)
+        return NoResponse()
+
+    def look_again(self) -> None:
+        """Answer the command that blocks, if there is something or its time is over."""
+        if self.parked is not None:
+            until, look, shaped = self.parked
+            with self._server.lock:
+                self._db.time = time.time()
+                found = look(False)
+            if found is not None or time.time() >= until:
+                self.parked = None
+                self.put_response(shaped(found))
 
     def put_response(self, msg: Any) -> None:
         if isinstance(msg, list) and msg and type(msg[0]) is bytes and msg[0] in PUSHED:

@@ -126,9 +126,7 @@ class _Drawing:
         self.steps.sort(key=lambda step: step.at)
         pace = chance.choice((0.3, 1.0, 1.0, 2.0))
         window = chance.choice((4 * 1024, 128 * 1024, 128 * 1024))
-        return Plan(
-            self.seed, self.broker, self.length, settings, self.nodes, self.viewers, self.steps, pace, window
-        )
+        return Plan(self.seed, self.broker, self.length, settings, self.nodes, self.viewers, self.steps, pace, window)
 
     # -- what publishers do
 
@@ -201,7 +199,9 @@ class _Drawing:
             self.add(at, "stream", name=self.name("stream"), way=self.way(), pieces=60, gap=gap, ends=True)
             span = 60 * gap
         else:
-            self.add(at, chance.choice(("tally", "changes")), name=self.name("tally"), way=self.way(), count=12, gap=0.1)
+            self.add(
+                at, chance.choice(("tally", "changes")), name=self.name("tally"), way=self.way(), count=12, gap=0.1
+            )
             span = 1.4
         for _ in range(chance.randint(1, 4)):
             self.add(
@@ -291,7 +291,9 @@ class _Drawing:
 
     def fault_hole(self, at: float) -> None:
         chance = self.chance
-        ends: tuple[str, str | None] = (self.other_node(), "redis") if self.redis and chance.random() < 0.6 else (self.viewer(), None)
+        ends: tuple[str, str | None] = (
+            (self.other_node(), "redis") if self.redis and chance.random() < 0.6 else (self.viewer(), None)
+        )
         self.add(at, "hole", one=ends[0], other=ends[1], seconds=chance.choice((0.2, 1.0, 4.0)))
 
     def fault_clock(self, at: float) -> None:

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from tests.checker import Ledger, Publication, Violation, judge
-from tests.checker.client import Resync, Shown, Told, Welcome
+from tests.checker.client import Opened, Resync, Shown, Told, Welcome
 from tests.checker.ledger import marks
 from tests.simulation import network, seam
 from tests.simulation.client import Viewer
@@ -75,7 +75,7 @@ class _World:
         self.generation = 0
         self.redis: RedisServer | None = None
         self.tasks: set[Any] = set()
-        self.failures: list[str] = []
+        self.failures: list[BaseException] = []
         self.counts: Counter[str] = Counter()
         self.calm = False
         self._tell = tell
@@ -96,6 +96,7 @@ class _World:
             viewer.acknowledges = each["acks"]
             self.viewers[each["host"]] = viewer
         self.backend: Any = None
+        self.callers: list[Caller] = []
         self.started: set[str] = set()
 
     def tell(self, line: str) -> None:
@@ -128,9 +129,18 @@ class _World:
         await self._calm_down()
         while self.tasks:
             await asyncio.sleep(0.1)
+        if self.failures:
+            raise self.failures[0]
         self.tell("-- all that was going on has ended")
         await asyncio.sleep(SETTLE)
+        for viewer in self.viewers.values():
+            viewer.check()
         await self._probe()
+        for host, viewer in self.viewers.items():
+            if host in self.loop.network.filled:
+                for note in viewer.model.record:
+                    if isinstance(note, Opened):
+                        note.prompt = False
         self.violations += judge(self.ledger, [viewer.model for viewer in self.viewers.values()], ended=loop.now)
         await self._check_people()
         await self._check_seats()
@@ -146,7 +156,7 @@ class _World:
     def _ended(self, task: Any) -> None:
         self.tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            raise task.exception()
+            self.failures.append(task.exception())
 
     async def _start(self, name: str, what: dict[str, Any]) -> None:
         """Start a node; one that cannot (the broker is away) is tried again, as a supervisor does."""
@@ -187,7 +197,9 @@ class _World:
         """Say something in each topic; whoever is there must hear it."""
         topics = {topic for viewer in self.viewers.values() for topic in viewer.model.names.values()}
         for topic in sorted(topics):
-            said = self.ledger.ask(topic, "notification", "now", key=f"probe.{topic.replace(':', '.')}", at=self.loop.now, probe=True)
+            said = self.ledger.ask(
+                topic, "notification", "now", key=f"probe.{topic.replace(':', '.')}", at=self.loop.now, probe=True
+            )
             event = {"type": "notification", "level": "info", "title": said.mark}
             await self._publish([said], [event], "http")
         await asyncio.sleep(5.0)
@@ -204,7 +216,12 @@ class _World:
             if viewer.there and not viewer.model.plain:
                 people = {user: person["connections"] for user, person in viewer.model.people.items()}
                 if people != projects[viewer.project]:
-                    self._violate("presence", viewer, f"believes {people}, and here are {dict(projects[viewer.project])}")
+                    slow = any(isinstance(note, Opened) and not note.prompt for note in viewer.model.record)
+                    self._violate(
+                        "stale" if slow else "presence",
+                        viewer,
+                        f"believes {people}, and here are {dict(projects[viewer.project])}",
+                    )
         for project, truth in projects.items():
             for node in self.nodes.values():
                 caller = Caller(make_token("backend", project, ("view",)))
@@ -282,7 +299,11 @@ class _World:
         for attempt in range(TRIES):
             if attempt:
                 await asyncio.sleep(self.chance.uniform(0.05, 0.4))
-            answered = await self._try_backend(topic, events, id_) if way == "backend" else await self._try_http(topic, events, id_)
+            answered = (
+                await self._try_backend(topic, events, id_)
+                if way == "backend"
+                else await self._try_http(topic, events, id_)
+            )
             if answered is not None:
                 outcome = answered
                 break
@@ -316,12 +337,14 @@ class _World:
         host = self.chance.choice(hosts)
         body: Any = events[0] if len(events) == 1 else events
 
+        caller = self.callers.pop() if self.callers else Caller(make_token("backend", "*", ("publish",)), 4.0)
+
         async def publish() -> str | None:
-            caller = Caller(make_token("backend", "*", ("publish",)), 4.0)
             try:
                 status, answer = await caller.ask(host, "POST", path, body, {"Idempotency-Key": id_})
             except (OSError, TimeoutError):
                 return None
+            self.callers.append(caller)
             if status == 202:
                 return "published"
             self.tell(f"publisher: {status} {answer}")
@@ -332,7 +355,9 @@ class _World:
     def _project(self, step: Step) -> str:
         return f"project:{step.more.get('project', 'p1')}"
 
-    async def _say(self, step: Step, make: Callable[[str, int], dict[str, Any]], kind: str, way: Any, **more: Any) -> None:
+    async def _say(
+        self, step: Step, make: Callable[[str, int], dict[str, Any]], kind: str, way: Any, **more: Any
+    ) -> None:
         """`count` events of one key, one after the other."""
         name = step.more["name"]
         for number in range(step.more["count"]):
