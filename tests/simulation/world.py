@@ -255,7 +255,7 @@ class _World:
                 )
                 viewer.start()
                 crowd.append(viewer)
-            await asyncio.sleep(3.0)
+            await asyncio.sleep(8.0)
             refused = [code for viewer in crowd for code in viewer.refused]
             there = sum(viewer.there for viewer in crowd)
             if refused or there < 10:
