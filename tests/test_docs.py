@@ -259,6 +259,7 @@ FIGURES = [
     ("reference/protocol.md", f"| events without a number that are kept for a topic | {hub.LOOSE}, "),
     ("reference/protocol.md", f"joins: up to {hub.LOOSE} of each topic"),
     ("reference/protocol.md", f"over {recovery.UNREAD_REACH} numbers ago"),
+    ("reference/redis.md", f"after {recovery.UNREAD_REACH} more numbers"),
     ("reference/redis.md", f"the last {hub.LOOSE} events without a number"),
     ("reference/redis.md", f"            {int(FORGET * 1000):_},"),
     ("explanation/delivery.md", f"After {recovery.UNREAD_REACH} numbers the node waits no longer"),
