@@ -308,7 +308,8 @@ class _World:
                 else await self._try_http(topic, events, id_)
             )
             if answered is not None:
-                outcome = answered
+                # Another node, which may lack the type, refuses what an earlier try may have published elsewhere.
+                outcome = "unknown" if answered == "refused" and attempt else answered
                 break
         for each in said:
             each.told(self.loop.now, outcome)
