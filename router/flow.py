@@ -118,6 +118,7 @@ class Router:
         self._recovery = Recovery(
             self.hub, broker, self._lanes, self._coalesce, self._replay, self._merge_failed, self.lapses
         )
+        self._standings = self._recovery.standings
         self._bad: dict[str, TokenBucket] = {}
         self._refusals: dict[str, TokenBucket] = {}
         self.on_refresh: Callable[[Session], None] = lambda _: None
@@ -197,15 +198,15 @@ class Router:
 
     def _lost(self, topic: str, position: Position) -> None:
         """The broker lost the thread of `topic`: whoever listens here must reload."""
-        self._lanes.put(topic, partial(self._recovery.restart, topic, position))
+        self._lanes.put(topic, partial(self._standings.restart, topic, position))
 
     def _epoch_moved(self, topic: str, position: Position) -> None:
         """The numbers of `topic` go on under another epoch."""
-        self._lanes.put(topic, partial(self._recovery.move, topic, position))
+        self._lanes.put(topic, partial(self._standings.move, topic, position))
 
     def _unreadable(self, topic: str, seq: int) -> None:
         """There is an event that this node cannot read."""
-        self._lanes.put(topic, partial(self._recovery.unread, topic, seq))
+        self._lanes.put(topic, partial(self._standings.unread, topic, seq))
 
     async def _deliver(self, envelope: Envelope) -> None:
         try:
@@ -215,7 +216,7 @@ class Router:
         except (Refused, Disconnect):
             pass  # reported by the pipeline; a backend's message has no sender here to tell
         finally:
-            self._recovery.passed(envelope)
+            self._standings.passed(envelope)
 
     def _written(self, envelope: Envelope) -> Envelope:
         """With its JSON, also where a merge or a middleware made it anew. Raises `PluginFailed` where there is none.
@@ -243,7 +244,7 @@ class Router:
         if envelope.published_at:
             self.metrics.latency.observe(max(0.0, self._wall() - envelope.published_at))
         self.lapses.note(envelope)
-        await self.hub.deliver(await self._recovery.spare(envelope))
+        await self.hub.deliver(await self._standings.spare(envelope))
         if not self._lanes.busy(envelope.topic):  # a middleware forwards it later, out of turn
             self._lanes.put(envelope.topic, _nothing)
 

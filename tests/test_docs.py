@@ -27,7 +27,8 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import router
-from router import asyncapi, http, hub, pacing, port, recovery, testing, upkeep, wire
+from router import asyncapi, http, hub, pacing, port, recovery, standing, stretch, testing, upkeep, wire
+from router import text as texts
 from router.backend import Backend
 from router.brokers import continuity, layout, subscriber
 from router.brokers.base import Bounds
@@ -149,7 +150,8 @@ def test_every_page_that_names_what_the_router_adds_to_events_names_all_of_it() 
 
 
 def test_the_table_of_reasons_for_a_resync_is_that_of_the_code() -> None:
-    reasons = {value for name, value in vars(recovery).items() if name.isupper() and isinstance(value, str)}
+    named = {**vars(recovery), **vars(standing)}
+    reasons = {value for name, value in named.items() if name.isupper() and isinstance(value, str)}
     assert {reason.strip("`") for reason, _ in rows("reference/protocol.md", "### Reasons for `resync`")} == reasons
 
 
@@ -178,13 +180,13 @@ LIVES = {
     "history of a topic (`history_seconds`)": f"{Settings().history_seconds:g} s",
     "history of a topic, bytes, on the memory broker": f"{default(MemoryBroker, 'max_bytes') // 1024**2} MiB",
     "events without a number that are kept for a topic, for `history_seconds`": f"{hub.LOOSE}",
-    "numbers for which a position waits behind an event that the node cannot read": f"{recovery.UNREAD_REACH}",
+    "numbers for which a position waits behind an event that the node cannot read": f"{standing.UNREAD_REACH}",
     "a numbering is remembered after its last event, on Redis": f"{FORGET / 86400:g} days",
     "a numbering is remembered after its last event, on the memory broker, at least": (
         f"{default(MemoryBroker, 'forget') / 3600:g} h"
     ),
     "a numbering without an event is remembered, on Redis (`history_seconds`)": f"{Settings().history_seconds:g} s",
-    "texts of a topic under way of which a node knows who lacks the beginning": f"{recovery.OPEN:,}",
+    "texts of a topic under way of which a node knows who lacks the beginning": f"{texts.OPEN:,}",
     "characters of a text that are joined in one event": f"{pacing.MAX_JOINED:,}",
     "a publish waits for a Redis that is away": f"{default(Scripts, 'patience'):g} s",
     "a `Backend`'s publish waits for a Redis that is away": f"{default(Backend, 'patience'):g} s",
@@ -258,11 +260,11 @@ FIGURES = [
     ("reference/protocol.md", f"more than {wire.MAX_DEPTH} levels"),
     ("reference/protocol.md", f"| events without a number that are kept for a topic | {hub.LOOSE}, "),
     ("reference/protocol.md", f"joins: up to {hub.LOOSE} of each topic"),
-    ("reference/protocol.md", f"over {recovery.UNREAD_REACH} numbers ago"),
-    ("reference/redis.md", f"after {recovery.UNREAD_REACH} more numbers"),
+    ("reference/protocol.md", f"over {standing.UNREAD_REACH} numbers ago"),
+    ("reference/redis.md", f"after {standing.UNREAD_REACH} more numbers"),
     ("reference/redis.md", f"the last {hub.LOOSE} events without a number"),
     ("reference/redis.md", f"            {int(FORGET * 1000):_},"),
-    ("explanation/delivery.md", f"After {recovery.UNREAD_REACH} numbers the node waits no longer"),
+    ("explanation/delivery.md", f"After {standing.UNREAD_REACH} numbers the node waits no longer"),
     ("explanation/delivery.md", f"keeps the last {hub.LOOSE}"),
     ("explanation/delivery.md", f"more than {pacing.MAX_JOINED:,} characters"),
     ("explanation/slow-clients.md", f"up to {hub.LOOSE} are kept for a topic"),
@@ -273,7 +275,7 @@ FIGURES = [
     ("explanation/slow-clients.md", f"after each {hub.SLICE}"),
     ("explanation/slow-clients.md", f"high-water mark, {port.HIGH_WATER // 1024} KiB"),
     ("explanation/slow-clients.md", f"send buffer is set to {serve.SEND_BUFFER // 1024} KiB"),
-    ("explanation/slow-clients.md", f"{recovery.CATCH_UP_BYTES // 1024} KiB are written"),
+    ("explanation/slow-clients.md", f"{stretch.PART_BYTES // 1024} KiB are written"),
 ]
 
 

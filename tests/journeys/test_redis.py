@@ -249,7 +249,7 @@ async def test_slow_client_that_resumes_while_redis_is_away_comes_back_into_its_
         session = next(iter(node.router.hub))
         node.router.slow(session)
         await node.publish({"type": "step_started", "step_id": "missed"})
-        while node.router._recovery._standings["project:p1"].seen < 1:
+        while node.router._recovery.standings["project:p1"].seen < 1:
             await asyncio.sleep(0.01)
         own_server.freeze()
         node.router.resume(session)
