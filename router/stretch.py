@@ -111,11 +111,12 @@ class Stretches:
         missed = [e for e in history.envelopes if e.seq <= seen and e.seq not in held]
         # A position cannot wait behind what is further back: then it is as if history did not have it.
         complete = history.complete and near == unread and (history.whole or not whole)
+        complete &= all(number <= bookmark.pos for number in history.breaks)
         after, torn = bookmark.pos, frozenset[Text]()
         if whole and not complete:
             oldest = min((*(e.seq for e in history.envelopes), *history.unread), default=seen + 1)
             after = min(oldest - 1, seen)
-            missed, torn = without_torn(missed)
+            missed, torn = without_torn(missed, history.breaks)
         parts: list[Part] = []
         if complete or whole:
             merged = conflate(missed, bookmark.known, repeat_critical=bookmark.claimed, fault=self._fault)

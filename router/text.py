@@ -1,5 +1,6 @@
 """Texts that come in pieces (`Append`), and who was not given their beginning."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -66,28 +67,39 @@ def marked(envelope: Envelope) -> Envelope:
     return replace(envelope, payload=wire.body(envelope)[:-1] + b',"torn":true}')
 
 
-def without_torn(missed: Sequence[Envelope]) -> tuple[list[Envelope], frozenset[Text]]:
-    """A stretch whose beginning is cut off, without pieces of texts that may have begun before; and which of these
-    texts go on.
+def without_torn(missed: Sequence[Envelope], breaks: Sequence[int] = ()) -> tuple[list[Envelope], frozenset[Text]]:
+    """A stretch whose beginning is cut off, without pieces of texts that are not there from their beginning on; and
+    which of these texts go on. After the numbers `breaks` something may be missing as well.
     """
-    begun: set[Text] = set()
-    torn: set[Text] = set()
-    whole = []
-    for envelope in missed:
+    whole: set[Text] = set()
+    """Texts of which everything is there from the last beginning, or end, on."""
+    going_on: dict[Text, list[int]] = {}
+    """Of each text that has not ended, the places of the pieces that are kept."""
+    left_out: set[int] = set()
+    ahead = sorted(breaks)
+    for place, envelope in enumerate(missed):
+        broken = bisect_left(ahead, envelope.seq)
+        if broken:
+            del ahead[:broken]
+            whole.clear()
+            for places in going_on.values():
+                left_out.update(places)
+                places.clear()
         if not isinstance(envelope.policy.deliver, Append):
-            whole.append(envelope)
             continue
         text = text_of(envelope)
-        if text not in begun and not _begins(envelope):
-            torn.add(text)
-            if _ends(envelope):  # the next piece is another text's first
-                torn.discard(text)
-                begun.add(text)
-            continue
-        torn.discard(text)
-        begun.add(text)
-        whole.append(envelope)
-    return whole, frozenset(torn)
+        if _begins(envelope):
+            whole.add(text)
+        places = going_on.setdefault(text, [])
+        if text in whole:
+            places.append(place)
+        else:
+            left_out.add(place)
+        if _ends(envelope):  # the next piece is another text's first
+            whole.add(text)
+            del going_on[text]
+    torn = frozenset(text for text in going_on if text not in whole)
+    return [envelope for place, envelope in enumerate(missed) if place not in left_out], torn
 
 
 def _ends(envelope: Envelope) -> bool:

@@ -83,6 +83,8 @@ class History(Struct, frozen=True):
     """Of each of `envelopes`, for how many seconds the broker has had it, by its own clock."""
     whole: bool = True
     """Whether number 1 is the first event there ever was, as far as the broker knows: no numbering went before."""
+    breaks: Sequence[int] = ()
+    """Numbers after which the broker may have lost events that it had told of, before it went on with the next number."""
     unread: frozenset[int] = frozenset()
     """Numbers of which there are events, but none that this node can read. They count as there."""
 

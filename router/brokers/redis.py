@@ -186,8 +186,8 @@ class RedisBroker(Broker):
             else:
                 envelopes.append(envelope)
                 ages.append(age)
-        whole = not any(ended.doubtful for ended in found.past.values())
-        return History(top, envelopes, complete, ages=ages, whole=whole, unread=frozenset(unread))
+        breaks = [ended.seq for ended in found.past.values() if ended.doubtful]
+        return History(top, envelopes, complete, ages=ages, whole=not breaks, breaks=breaks, unread=frozenset(unread))
 
     async def catch_up(self, topic: str) -> None:
         await self._continuity.filled(topic)
