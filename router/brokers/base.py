@@ -83,8 +83,10 @@ class History(Struct, frozen=True):
     """Of each of `envelopes`, for how many seconds the broker has had it, by its own clock."""
     whole: bool = True
     """Whether number 1 is the first event there ever was, as far as the broker knows: no numbering went before."""
+    joints: Sequence[int] = ()
+    """Numbers after which another server, or another life of it, went on. It may have had less than was told of."""
     breaks: Sequence[int] = ()
-    """Numbers after which the broker may have lost events that it had told of, before it went on with the next number."""
+    """Those of `joints` at which it is known, or likely, that events were lost."""
     unread: frozenset[int] = frozenset()
     """Numbers of which there are events, but none that this node can read. They count as there."""
 

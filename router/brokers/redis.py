@@ -186,8 +186,16 @@ class RedisBroker(Broker):
             else:
                 envelopes.append(envelope)
                 ages.append(age)
-        breaks = [ended.seq for ended in found.past.values() if ended.doubtful]
-        return History(top, envelopes, complete, ages=ages, whole=not breaks, breaks=breaks, unread=frozenset(unread))
+        return History(
+            top,
+            envelopes,
+            complete,
+            ages=ages,
+            whole=not found.past,
+            joints=[ended.seq for ended in found.past.values()],
+            breaks=[ended.seq for ended in found.past.values() if ended.doubtful],
+            unread=frozenset(unread),
+        )
 
     async def catch_up(self, topic: str) -> None:
         await self._continuity.filled(topic)
