@@ -116,7 +116,7 @@ class Stretches:
         if whole and not complete:
             oldest = min((*(e.seq for e in history.envelopes), *history.unread), default=seen + 1)
             after = min(oldest - 1, seen)
-            missed, torn = without_torn(missed, history.breaks)
+            missed, torn = without_torn(missed, history.joints)
         parts: list[Part] = []
         if complete or whole:
             merged = conflate(missed, bookmark.known, repeat_critical=bookmark.claimed, fault=self._fault)

@@ -133,13 +133,18 @@ class Continuity:
         deliver: Callable[[str, int, bytes], None],
         lost: Callable[[str, Position], None],
         moved: Callable[[str, Position], None] = lambda _topic, _position: None,
+        lacking: Callable[[str, str, str], Awaitable[None]] | None = None,
     ) -> None:
-        """`remembered(topic, after)` reads history, `renumber(topic, epoch)` has the server end that epoch."""
+        """`remembered(topic, after)` reads history, `renumber(topic, epoch)` has the server end that epoch.
+
+        `lacking(topic, epoch, before)` has the server know that `epoch` lacks something of the one before it.
+        """
         self._remembered = remembered
         self._renumber = renumber
         self._deliver = deliver
         self._lost = lost
         self._moved = moved
+        self._lacking = lacking
         self.topics: dict[str, Topic] = {}
         self._filling: set[asyncio.Task[None]] = set()
 
@@ -249,6 +254,8 @@ class Continuity:
             ended = None
         topic.doubtful = False
         if ended is None or ended.seq < seen or len(entries) != found.place.seq - seen:
+            if self._lacking is not None and topic.epoch in found.past:
+                await self._lacking(name, found.place.epoch, topic.epoch)
             self._begin_anew(name, topic, found)
             return found
         # Of those without a number our server may have lost some that came: what it counts on from is what it has.

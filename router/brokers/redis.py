@@ -97,7 +97,7 @@ class RedisBroker(Broker):
         self._post = Post(self._scripts, self._link.verb, max_events=max_events, max_age=max_age, forget=forget)
         self._subscriber = Subscriber(self._link, self._own_channel, self._take, self._missed)
         self._continuity = Continuity(
-            self._remembered, self._renumber, self._deliver, self._tell_lost, self._tell_moved
+            self._remembered, self._renumber, self._deliver, self._tell_lost, self._tell_moved, self._note_lacking
         )
         self._lease = Lease(self._scripts, self.node, lease, grace)
         self._rates = Rates(self._scripts)
@@ -231,8 +231,12 @@ class RedisBroker(Broker):
             del self._epochs[next(iter(self._epochs))]
         if before is None or before == epoch or before in found.past:
             return found
-        await self._scripts.run("succeed", (names_of(topic).meta,), (epoch, before))
+        await self._note_lacking(topic, epoch, before)
         return replace(found, past={before: Ended(0, 0, doubtful=True), **found.past})
+
+    async def _note_lacking(self, topic: str, epoch: str, before: str) -> None:
+        """Have all nodes know that `epoch` lacks something of the one `before` it."""
+        await self._scripts.run("lacking", (names_of(topic).meta,), (epoch, before))
 
     async def _renumber(self, topic: str, epoch: str) -> None:
         log.error("the broker lost events that it had told of: %s starts anew", topic, extra={"event": "epoch_ended"})
