@@ -53,10 +53,17 @@ class Remembered(Struct, frozen=True):
     def position(self) -> Position:
         return Position(self.place.epoch, self.place.seq)
 
-    def doubts(self, epoch: str) -> bool:
-        """Whether events may have been lost since `epoch`, one of the `past` (the oldest comes first)."""
-        names = list(self.past)
-        return epoch in names and any(self.past[name].doubtful for name in names[names.index(epoch) :])
+    def ended(self, epoch: str) -> Ended | None:
+        """How far `epoch`, one of the `past`, holds today: as far as each of those that went on from it did."""
+        names = list(self.past)  # the oldest first
+        if epoch not in names:
+            return None
+        since = [self.past[name] for name in names[names.index(epoch) :]]
+        return Ended(
+            min(each.seq for each in since),
+            min(each.loose for each in since),
+            any(each.doubtful for each in since),
+        )
 
 
 class Topic:
@@ -248,9 +255,9 @@ class Continuity:
             await self._renumber(name, topic.epoch)
             found = await self._remembered(name, seen)
         # Where the epoch that we know ended, if it did and the present one continues it.
-        ended = Ended(seen, topic.loose) if found.place.epoch == topic.epoch else found.past.get(topic.epoch)
+        ended = Ended(seen, topic.loose) if found.place.epoch == topic.epoch else found.ended(topic.epoch)
         entries = [entry for entry in found.entries if entry[0] > seen]
-        if topic.epoch != found.place.epoch and (topic.doubtful or found.doubts(topic.epoch)):
+        if topic.epoch != found.place.epoch and (topic.doubtful or (ended is not None and ended.doubtful)):
             ended = None
         topic.doubtful = False
         if ended is None or ended.seq < seen or len(entries) != found.place.seq - seen:
@@ -324,7 +331,7 @@ def _has(found: Remembered, arrived: Arrived) -> bool:
     """Whether the server has counted this event without a number: then it was among what it remembers, or came."""
     if arrived.epoch == found.place.epoch:
         return True
-    ended = found.past.get(arrived.epoch)
+    ended = found.ended(arrived.epoch)
     return ended is not None and arrived.loose <= ended.loose
 
 
