@@ -11,12 +11,14 @@ from router.catalog import Catalog
 __all__ = ["describe"]
 
 _SERVER_FRAMES = (
-    wire.Welcome, wire.Batch, wire.Resync, wire.TokenExpiring, wire.TokenRefreshed, wire.Error, wire.GoAway, wire.Ping,
+    wire.Welcome, wire.Batch, wire.Resync, wire.Epoch, wire.TokenExpiring, wire.TokenRefreshed, wire.Error,
+    wire.GoAway, wire.Ping,
 )  # fmt: skip
 _ADDED = (
     "To `router.v1` clients the router adds to events: `seq`, the number in the topic; `pos`, up to where the client "
     "then has everything, where that differs from `seq`; `topic` (`user` or `all`), absent for the project; "
-    "`redelivered` on a critical event that was sent before."
+    "`redelivered` on a critical event that was sent before; `torn` on a piece of a text whose beginning the client was "
+    "not given."
 )
 _CLIENT_FRAMES = (wire.Ack, wire.Pong, wire.AuthRefresh)
 

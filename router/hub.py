@@ -305,15 +305,18 @@ class Hub:
             _put(port.write, data)
         self._expect_acks(session, [envelopes[i] for i in which])
 
-    def say(self, session: Session, payload: bytes) -> None:
-        """Write one frame that is not an event. A plain client is told only what it knows: nobody else has to ask."""
-        if not session.plain or wire.is_plain(payload):
-            self._tell(session, payload)
+    def say(self, session: Session, *payloads: bytes) -> None:
+        """Write frames that are no events, in one write. A plain client is told only what it knows: nobody else asks."""
+        told = [payload for payload in payloads if not session.plain or wire.is_plain(payload)]
+        if told:
+            self._tell(session, *told)
 
-    def _tell(self, session: Session, payload: bytes) -> None:
+    def _tell(self, session: Session, *payloads: bytes) -> None:
         port = self._ports.get(session)
-        if port is not None:
-            _put(port.write, wire.text_frame(payload) if port.framed else payload)
+        if port is None:
+            return
+        for data in [b"".join(map(wire.text_frame, payloads))] if port.framed else payloads:
+            _put(port.write, data)
 
     def ping(self, session: Session) -> None:
         """Have the client's WebSocket layer answer, where we write frames ourselves."""

@@ -203,27 +203,27 @@ class Recovery:
                 session.whole |= {topic}
         project, user, everyone = (starts[topic] for topic in session.topics)
         recovered = project.reason is None and since is not None and session.topics[0] in since
-        if not session.plain:
-            self._hub.say(
-                session,
-                wire.encode(
-                    wire.Welcome(
-                        session_id=session.id,
-                        epoch=project.epoch,
-                        pos=project.bookmark.pos,
-                        known=tuple(sorted(project.bookmark.known)),
-                        user=_place(user.epoch, user.bookmark),
-                        all=_place(everyone.epoch, everyone.bookmark),
-                        recovered=recovered,
-                        expires_in=expires_in,
-                        ping_every=ping_every,
-                    )
-                ),
+        frames: list[wire.Frame] = [
+            wire.Welcome(
+                session_id=session.id,
+                epoch=project.epoch,
+                pos=project.bookmark.pos,
+                known=tuple(sorted(project.bookmark.known)),
+                user=_place(user.epoch, user.bookmark),
+                all=_place(everyone.epoch, everyone.bookmark),
+                recovered=recovered,
+                expires_in=expires_in,
+                ping_every=ping_every,
             )
+        ]
         for topic in session.topics:
             start = starts[topic]
             if start.reason is not None:
-                self._resync(session, topic, start.epoch, start.bookmark, start.reason, replayed=start.whole)
+                frames.append(_resync(topic, start.epoch, start.bookmark, start.reason))
+                if not start.whole:
+                    self._lacks_beginnings(session, topic)
+        # In one write: a client that got the positions and not the word to reload would come back with them.
+        self._hub.say(session, *map(wire.encode, frames))
         late = [t for t in session.topics if self._lanes.busy(t) or not self._join_at_once(session, t)]
         for topic in late:
             self._hub.away(session, topic)
@@ -490,14 +490,16 @@ class Recovery:
         self, session: Session, topic: str, epoch: str, bookmark: Bookmark, reason: str, *, replayed: bool = False
     ) -> None:
         """Tell `session` to reload and go on from `bookmark`. `replayed`: what history has of it follows."""
-        if session.plain:
-            return  # it knows neither positions nor what to do about them
+        if not replayed:
+            self._lacks_beginnings(session, topic)
+        self._hub.say(session, wire.encode(_resync(topic, epoch, bookmark, reason)))
+
+    def _lacks_beginnings(self, session: Session, topic: str) -> None:
+        """`session` is told to reload: unless it loads the texts so far, they have no beginning for it."""
         standing = self._standings.get(topic)
-        for lacking in () if standing is None or replayed else standing.open.values():
-            lacking.add(session.id)  # unless it loads the text so far, that has no beginning for it
-        place, label = _place(epoch, bookmark), wire.topic_label(topic)
-        frame = wire.Resync(epoch=epoch, pos=place.pos, known=place.known, reason=reason, topic=label)
-        self._hub.say(session, wire.encode(frame))
+        if standing is not None and not session.plain:  # a plain client is not told
+            for lacking in standing.open.values():
+                lacking.add(session.id)
 
     # -- texts without their beginning
 
@@ -666,6 +668,11 @@ def _parts(envelopes: Sequence[Envelope]) -> list[_Part]:
             size = len(wire.body(envelope))
         parts[-1].envelopes.append(envelope)
     return parts
+
+
+def _resync(topic: str, epoch: str, bookmark: Bookmark, reason: str) -> wire.Resync:
+    place = _place(epoch, bookmark)
+    return wire.Resync(epoch=epoch, pos=place.pos, known=place.known, reason=reason, topic=wire.topic_label(topic))
 
 
 def _place(epoch: str, bookmark: Bookmark) -> wire.Place:

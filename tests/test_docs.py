@@ -4,6 +4,7 @@
 """
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -11,11 +12,12 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 import jwt
 import msgspec
@@ -25,11 +27,18 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import router
-from router import http, hub, pacing, port, recovery, testing, upkeep, wire
+from router import asyncapi, http, hub, pacing, port, recovery, testing, upkeep, wire
+from router.backend import Backend
+from router.brokers import continuity, layout, subscriber
 from router.brokers.base import Bounds
+from router.brokers.memory import MemoryBroker
+from router.brokers.post import FORGET
+from router.brokers.redis import RedisBroker
+from router.brokers.script import Scripts
 from router.catalog import Catalog, Found
 from router.cli import cli
 from router.errors import CloseCode, Refused
+from router.event import RESERVED_FIELDS
 from router.flow import Pace
 from router.metrics import Metrics
 from router.middleware.audit import Record
@@ -107,6 +116,97 @@ def test_every_frame_of_the_protocol_is_described() -> None:
         assert not missing(set(kind.__struct_fields__) - {"requires_ack"}, "protocol.md"), tag
 
 
+def rows(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading of a page, without its head."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
+    table = re.search(r"^\|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert table, f"{page} has no table below `{heading}`"
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
+
+
+def test_the_table_of_frames_is_that_of_the_code() -> None:
+    table = {
+        name.strip("`"): set(re.findall(r"`(\w+)`", fields))
+        for name, fields, _ in rows("reference/protocol.md", "## From the server")
+    }
+    assert table.pop("any event") == RESERVED_FIELDS
+    kinds = [kind for kind in vars(wire).values() if isinstance(kind, type) and issubclass(kind, wire.Frame)]
+    assert table == {
+        str(kind.__struct_config__.tag): set(kind.__struct_fields__) for kind in kinds if kind is not wire.Frame
+    }
+
+
+def test_the_description_for_programs_has_every_frame() -> None:
+    described = set(asyncapi.describe(Catalog(plugins()))["components"]["messages"])
+    assert described >= wire.CONTROL_TAGS
+
+
+def test_every_page_that_names_what_the_router_adds_to_events_names_all_of_it() -> None:
+    *others, last = sorted(RESERVED_FIELDS, key=["seq", "pos", "topic", "redelivered", "torn"].index)
+    named = f"{', '.join(f'`{name}`' for name in others)} and `{last}`"
+    for page in ("reference/events.md", "how-to/write-a-plugin.md"):
+        assert named in (ROOT / "docs" / page).read_text(encoding="utf-8"), page
+
+
+def test_the_table_of_reasons_for_a_resync_is_that_of_the_code() -> None:
+    reasons = {value for name, value in vars(recovery).items() if name.isupper() and isinstance(value, str)}
+    assert {reason.strip("`") for reason, _ in rows("reference/protocol.md", "### Reasons for `resync`")} == reasons
+
+
+def test_every_key_and_field_of_a_topic_in_redis_is_described() -> None:
+    topic = layout.names_of("<topic>")
+    assert not missing([topic.meta, topic.log, topic.loose, topic.channel], "redis.md")
+    publish = lua("publish")
+    kept = re.search(r"'HMGET', meta, (.+?)\)", publish)
+    entry = re.search(r"'XADD', stream, 'MAXLEN', most, number .. '-0', (.+?)\)", publish)
+    assert kept
+    assert entry
+    assert not missing([*re.findall(r"'(\w+)'", kept[1]), *re.findall(r"'(\w+)'", entry[1])], "redis.md")
+
+
+def lua(name: str) -> str:
+    return (ROOT / "router" / "brokers" / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def default(of: Callable[..., object], name: str) -> Any:
+    """What an argument is where nobody says otherwise."""
+    return inspect.signature(of).parameters[name].default
+
+
+LIVES = {
+    "history of a topic (`history_events`)": f"{Settings().history_events:,} events",
+    "history of a topic (`history_seconds`)": f"{Settings().history_seconds:g} s",
+    "history of a topic, bytes, on the memory broker": f"{default(MemoryBroker, 'max_bytes') // 1024**2} MiB",
+    "events without a number that are kept for a topic, for `history_seconds`": f"{hub.LOOSE}",
+    "numbers for which a position waits behind an event that the node cannot read": f"{recovery.UNREAD_REACH}",
+    "a numbering is remembered after its last event, on Redis": f"{FORGET / 86400:g} days",
+    "a numbering is remembered after its last event, on the memory broker, at least": (
+        f"{default(MemoryBroker, 'forget') / 3600:g} h"
+    ),
+    "a numbering without an event is remembered, on Redis (`history_seconds`)": f"{Settings().history_seconds:g} s",
+    "texts of a topic under way of which a node knows who lacks the beginning": f"{recovery.OPEN:,}",
+    "characters of a text that are joined in one event": f"{pacing.MAX_JOINED:,}",
+    "a publish waits for a Redis that is away": f"{default(Scripts, 'patience'):g} s",
+    "a `Backend`'s publish waits for a Redis that is away": f"{default(Backend, 'patience'):g} s",
+    "whoever connects waits for what is still on its way to the node, each time": f"{continuity.PATIENCE:g} s",
+    "how often it is looked whether a topic has come to rest": f"{recovery.TRIES}",
+    "a node looks again whether the broker is back, for a client that was put aside": f"{recovery.RETRY:g} s",
+    "silence of Redis after which a node does not know what it missed, should the epoch be another": (
+        f"{subscriber.SILENCE:g} s"
+    ),
+    "all topics are compared with Redis": f"every {default(RedisBroker, 'check_every'):g} s",
+    "a node goes on listening to a topic that nobody wants": f"{default(RedisBroker, 'linger'):g} s",
+}
+
+
+def test_the_table_of_figures_of_delivery_is_that_of_the_code() -> None:
+    assert dict(rows("explanation/delivery.md", "## Figures")) == LIVES
+
+
+def test_what_the_scripts_keep_of_events_without_a_number_is_what_nodes_keep() -> None:
+    assert f"base .. 'loose', {hub.LOOSE} " in lua("publish")
+
+
 def metric_names() -> Iterator[str]:
     family: Metric
     for family in Metrics().registry.collect():
@@ -156,6 +256,17 @@ FIGURES = [
     ("reference/protocol.md", f"a list of at most {http.MAX_EVENTS:,}"),
     ("reference/protocol.md", f"a text of at most {wire.MAX_REF} characters"),
     ("reference/protocol.md", f"more than {wire.MAX_DEPTH} levels"),
+    ("reference/protocol.md", f"| events without a number that are kept for a topic | {hub.LOOSE}, "),
+    ("reference/protocol.md", f"joins: up to {hub.LOOSE} of each topic"),
+    ("reference/protocol.md", f"over {recovery.UNREAD_REACH} numbers ago"),
+    ("reference/redis.md", f"after {recovery.UNREAD_REACH} more numbers"),
+    ("reference/redis.md", f"the last {hub.LOOSE} events without a number"),
+    ("reference/redis.md", f"            {int(FORGET * 1000):_},"),
+    ("explanation/delivery.md", f"After {recovery.UNREAD_REACH} numbers the node waits no longer"),
+    ("explanation/delivery.md", f"keeps the last {hub.LOOSE}"),
+    ("explanation/delivery.md", f"more than {pacing.MAX_JOINED:,} characters"),
+    ("explanation/slow-clients.md", f"up to {hub.LOOSE} are kept for a topic"),
+    ("how-to/run-several-nodes.md", f"nothing of Redis for over {subscriber.SILENCE:g} s"),
     ("how-to/consume-what-people-send.md", f"the newest {Bounds().unread:,} messages are kept"),
     ("how-to/consume-what-people-send.md", f"behind by {Bounds().backlog:,}"),
     ("how-to/write-a-plugin.md", f"takes over {pacing.SLOW_MERGE * 1000:g} ms"),

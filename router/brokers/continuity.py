@@ -35,6 +35,8 @@ class Ended(Struct, frozen=True):
 
     seq: int
     loose: int
+    doubtful: bool = False
+    """Whether its server may have lost some that nobody here has heard of either."""
 
 
 class Remembered(Struct, frozen=True):
@@ -50,6 +52,11 @@ class Remembered(Struct, frozen=True):
     @property
     def position(self) -> Position:
         return Position(self.place.epoch, self.place.seq)
+
+    def doubts(self, epoch: str) -> bool:
+        """Whether events may have been lost since `epoch`, one of the `past` (the oldest comes first)."""
+        names = list(self.past)
+        return epoch in names and any(self.past[name].doubtful for name in names[names.index(epoch) :])
 
 
 class Topic:
@@ -238,7 +245,7 @@ class Continuity:
         # Where the epoch that we know ended, if it did and the present one continues it.
         ended = Ended(seen, topic.loose) if found.place.epoch == topic.epoch else found.past.get(topic.epoch)
         entries = [entry for entry in found.entries if entry[0] > seen]
-        if topic.doubtful and topic.epoch != found.place.epoch:
+        if topic.epoch != found.place.epoch and (topic.doubtful or found.doubts(topic.epoch)):
             ended = None
         topic.doubtful = False
         if ended is None or ended.seq < seen or len(entries) != found.place.seq - seen:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from msgspec import MsgspecError
 from msgspec.json import encode
+from msgspec.structs import replace
 
 from router.audience import Audience, Identity
 from router.brokers.base import (
@@ -45,6 +46,9 @@ from router.event import Event, Policy
 __all__ = ["RedisBroker"]
 
 log = logging.getLogger("router")
+
+EPOCHS = 20_000
+"""Topics of which a node remembers the epoch, also when nobody listens to them any more."""
 
 NODES = node_channel("all")
 """The channel of all nodes."""
@@ -100,6 +104,8 @@ class RedisBroker(Broker):
         self._seats = Seats(self._lease, self._rates)
         self._roster = Roster(self._redis, self._scripts, self._lease, self.node)
         self.inbox = RedisInbox(self._redis, self._scripts)
+        self._epochs: dict[str, str] = {}
+        """Under which epoch each topic was seen last, those first that were not for the longest."""
         self._tasks: list[asyncio.Task[None]] = []
         self._arrive: Arrive = lambda _: None
         self._lost: Lost = lambda _topic, _position: None
@@ -180,7 +186,8 @@ class RedisBroker(Broker):
             else:
                 envelopes.append(envelope)
                 ages.append(age)
-        return History(top, envelopes, complete, ages=ages, unread=frozenset(unread))
+        whole = not any(ended.doubtful for ended in found.past.values())
+        return History(top, envelopes, complete, ages=ages, whole=whole, unread=frozenset(unread))
 
     async def catch_up(self, topic: str) -> None:
         await self._continuity.filled(topic)
@@ -194,12 +201,30 @@ class RedisBroker(Broker):
         answer = await self._scripts.run("history", (names.meta, names.log, names.loose), arguments)
         epoch, seq, loose, past, now, entries, loose_entries = answer
         words = iter(past.decode().split())
-        return Remembered(
+        found = Remembered(
             Place(epoch.decode(), seq, loose),
             [_entry(each, now) for each in entries],
             [_entry(each, now) for each in loose_entries],
-            {name: Ended(int(last), int(count)) for name, last, count in zip(words, words, words, strict=True)},
+            {
+                name: Ended(int(last), int(count), doubtful == "1")
+                for name, last, count, doubtful in zip(words, words, words, words, strict=True)
+            },
         )
+        return await self._succeeding(topic, found)
+
+    async def _succeeding(self, topic: str, found: Remembered) -> Remembered:
+        """`found`, with the epoch that this node remembers of `topic` where the server has forgotten it.
+
+        A server that was emptied numbers from 1 again, and does not know that these are not a topic's first events.
+        """
+        before, epoch = self._epochs.pop(topic, None), found.place.epoch
+        self._epochs[topic] = epoch
+        if len(self._epochs) > EPOCHS:
+            del self._epochs[next(iter(self._epochs))]
+        if before is None or before == epoch or before in found.past:
+            return found
+        await self._scripts.run("succeed", (names_of(topic).meta,), (epoch, before))
+        return replace(found, past={before: Ended(0, 0, doubtful=True), **found.past})
 
     async def _renumber(self, topic: str, epoch: str) -> None:
         log.error("the broker lost events that it had told of: %s starts anew", topic, extra={"event": "epoch_ended"})

@@ -41,8 +41,8 @@ Every message type that comes with the router. `router plugins` lists those of a
 `GET /asyncapi.json` describes them for programs.
 
 Two optional fields belong to every event: `message_id` (text) and `requires_ack` (true or false); see \
-[protocol](protocol.md#acknowledgement). To what it delivers, the router adds `seq`, `pos`, `topic` and `redelivered`; \
-no event may have a field of one of these names.
+[protocol](protocol.md#acknowledgement). To what it delivers, the router adds `seq`, `pos`, `topic`, `redelivered` and \
+`torn`; no event may have a field of one of these names.
 
 What a backend publishes as JSON arrives as it was written: fields that no plugin knows are kept, and defaults are not \
 filled in. They are filled in where an event is made in Python: by a `Publisher` or by a handler. Of what people send, \
@@ -110,7 +110,8 @@ def _delivery(deliver: Delivery) -> str:
         Latest: f"only the newest of each key within {window}.",
         Merge: f"those of a key within {window} become one.",
         Append: f"pieces of a key within {window} are joined in `{getattr(deliver, 'field', '')}`"
-        + (f"; the piece with `{deliver.ends}` goes at once." if isinstance(deliver, Append) and deliver.ends else "."),
+        + (f"; the piece with `{deliver.ends}` goes at once" if isinstance(deliver, Append) and deliver.ends else "")
+        + (f"; `{deliver.index}` 0 is a beginning." if isinstance(deliver, Append) and deliver.index else "."),
     }
     return f"{_kind_of(deliver)}: {what.get(type(deliver), 'at once, never merged.')}"
 

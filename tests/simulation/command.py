@@ -5,6 +5,7 @@ import contextlib
 import gc
 import json
 import os
+import pickle
 import selectors
 import signal
 import sys
@@ -98,8 +99,8 @@ def _one(given: Any) -> int:
         plan = _shrink(plan, given.kind)
         print("the shortest that still fails:")
     print(plan)
-    outcome = run(plan, print if given.trace else None)
-    _collect()
+    outcome = _apart(plan, print if given.trace else None)
+    print(outcome.crash, end="")
     for violation in outcome.violations:
         print(violation)
     for complaint in outcome.complaints[:20]:
@@ -110,16 +111,11 @@ def _one(given: Any) -> int:
 
 def _shrink(plan: Plan, kind: str | None) -> Plan:
     """Leave out what is not needed for a violation of the same kind: halves first, then single steps, then people."""
-    found = run(plan).violations
-    _collect()
+    found = _apart(plan).violations
     wanted = kind or (found[0].kind if found else "")
 
     def fails(trial: Plan) -> bool:
-        try:
-            kinds = {violation.kind for violation in run(trial).violations}
-        except Exception:
-            kinds = set()
-        _collect()
+        kinds = {violation.kind for violation in _apart(trial).violations}
         return wanted in kinds
 
     if not wanted or not fails(plan):
@@ -158,9 +154,27 @@ def _with(plan: Plan, **changes: Any) -> Plan:
     return made
 
 
-def _collect() -> None:
-    """What a world left behind, in the open, so that none of it runs in the middle of the next one."""
-    gc.collect()
+def _apart(plan: Plan, tell: Any = None) -> Outcome:
+    """What `run` says, from a process of its own: every world begins in the same memory, and ends with it."""
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        try:
+            told: Any = run(plan, tell)
+        except BaseException:
+            told = traceback.format_exc()
+        sys.stdout.flush()
+        with os.fdopen(writing, "wb") as out:
+            pickle.dump(told, out)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answer:
+        data = answer.read()
+    os.waitpid(child, 0)
+    told = pickle.loads(data) if data else "the process of this world has died"
+    return told if isinstance(told, Outcome) else Outcome(crash=str(told))
 
 
 # -- many seeds
@@ -172,6 +186,7 @@ def _many(given: Any) -> int:
     span = range(int(first), int(last or first) + 1)
     after = _resumed(given.resume)
     todo = [(broker, seed) for seed in span if seed > after for broker in brokers]
+    waiting = dict.fromkeys(todo)
     if given.corpus:
         known = [(broker, seed) for broker, seed in _corpus() if broker in brokers]
         todo = known + [each for each in todo if each not in set(known)]
@@ -187,8 +202,9 @@ def _many(given: Any) -> int:
             for violation in played.violations[:12]:
                 print(f"    {violation}"[:400])
             sys.stdout.flush()
-        if given.resume is not None:
-            given.resume.write_text(f"{played.seed}\n")
+        if given.resume is not None and (played.broker, played.seed) in waiting:
+            waiting.pop((played.broker, played.seed))
+            given.resume.write_text(f"{next(iter(waiting))[1] - 1 if waiting else span[-1]}\n")
         if given.until_kind is not None and given.until_kind in played.kinds:
             print(f"{given.until_kind} at seed {played.seed} on {played.broker}, after {tally.seeds} seeds")
             break
@@ -245,14 +261,10 @@ def _play(todo: Sequence[tuple[str, int]], jobs: int, until: float | None) -> It
 
 
 def _play_one(broker: str, seed: int) -> _Played:
-    error = ""
-    try:
-        outcome = run(draw(seed, broker))
-    except Exception:
-        outcome, error = Outcome(), traceback.format_exc()
+    outcome = _apart(draw(seed, broker))
+    error = outcome.crash
     kinds = sorted({violation.kind for violation in outcome.violations} | ({"crash"} if error else set()))
     texts = [str(violation) for violation in outcome.violations]
-    _collect()
     return _Played(broker, seed, texts, kinds, dict(outcome.reached), outcome.trace, error)
 
 
@@ -274,6 +286,6 @@ def _corpus() -> list[tuple[str, int]]:
 
 
 def _resumed(file: Path | None) -> int:
-    if file is None or not os.path.exists(file):
+    if file is None or not file.exists():
         return 0
     return int(file.read_text().strip() or 0)

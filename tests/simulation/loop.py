@@ -50,6 +50,8 @@ class Loop(asyncio.BaseEventLoop):
 
     def _complain(self, _: Any, context: dict[str, Any]) -> None:
         error = context.get("exception")
+        if "was destroyed" in str(context.get("message")):
+            return  # of a host that was killed, at the end of the world
         self.complaints.append(f"{self.now:.3f} {seam.HOST.get()}: {context.get('message')} {error!r}")
 
     def _run_once(self) -> None:

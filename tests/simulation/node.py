@@ -1,6 +1,7 @@
 """The one file that knows the router: starts a node, ends it, and makes what backends import."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from contextvars import copy_context
@@ -77,16 +78,22 @@ class Node:
         self.up = True
 
     async def stop(self) -> None:
-        """As SIGTERM."""
+        """As SIGTERM; uvicorn waits for a time, and then ends what is left."""
         self.up = False
         state = self._server.server_state
         for each in self._server.servers:
             each.close()
         for connection in list(state.connections):
             connection.shutdown()
-        while state.connections or state.tasks:
-            await asyncio.sleep(0.01)
-        await self._server.lifespan.shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                while state.connections or state.tasks:
+                    await asyncio.sleep(0.01)
+        for task in list(state.tasks):
+            task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                await self._server.lifespan.shutdown()
 
 
 def on_host(host: str, work: Callable[[], Any]) -> Any:

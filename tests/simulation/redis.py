@@ -60,7 +60,7 @@ class RedisServer:
         kept = {"nothing": None, "everything": self.memory.copy() if what == "everything" else None}.get(what)
         if what == "snapshot":
             kept = self._snapshots[-1] if self._snapshots else None
-        self.memory = Memory(self._chance, kept)
+        self.memory = Memory(self._chance, kept, whole=what == "everything")
         self.counts[f"back with {what}"] += 1
         await self.start()
 

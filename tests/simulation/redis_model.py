@@ -43,7 +43,8 @@ class Memory:
 
     _lua: dict[str, Any] | None = None
 
-    def __init__(self, chance: Random, kept: dict[bytes, Any] | None = None) -> None:
+    def __init__(self, chance: Random, kept: dict[bytes, Any] | None = None, *, whole: bool = False) -> None:
+        """`whole`: it has all that the one before it had, as only a server has that writes down each event."""
         self.server: Any = FakeServer(version=(7, 4), server_type="redis")
         self.server.subscribers = defaultdict(_Subscribers)
         self.server.psubscribers = defaultdict(_Subscribers)
@@ -51,6 +52,8 @@ class Memory:
         self.server.run_id = chance.randbytes(20).hex()
         self.server.replid = chance.randbytes(20).hex()
         self.server.refuses = ""
+        self.server.writes_down = whole
+        self.server.born = time.time()
         if Memory._lua is not None:
             for name, value in Memory._lua.items():
                 setattr(self.server, name, value)
@@ -160,9 +163,11 @@ class Session(FakeSocket):
     def info(self, *sections: bytes) -> bytes:
         server = self._server
         text = {
-            b"server": f"# Server\r\nredis_version:7.4.0\r\nrun_id:{server.run_id}\r\n",
+            b"server": f"# Server\r\nredis_version:7.4.0\r\nrun_id:{server.run_id}\r\n"
+            f"uptime_in_seconds:{int(time.time() - server.born)}\r\n",
+            b"persistence": f"# Persistence\r\nloading:0\r\naof_enabled:{int(server.writes_down)}\r\n",
             b"replication": f"# Replication\r\nrole:master\r\nconnected_slaves:0\r\nmaster_replid:{server.replid}\r\n"
-            "master_repl_offset:0\r\n",
+            f"master_replid2:{'0' * 40}\r\nmaster_repl_offset:0\r\n",
         }
         wanted = [section.lower() for section in sections] or list(text)
         return "\r\n".join(text.get(section, "") for section in wanted).encode()

@@ -123,6 +123,9 @@ class _Drawing:
         }
         if chance.random() < 0.03:
             self.add(self.when() * 0.5, "stream", name=self.name("long"), way="http", pieces=1100, gap=0.0, each=20)
+        if chance.random() < 0.3:  # in quiet, for whatever else is said ends what it looks for
+            self.two_pages(self.length + 0.6)
+            self.length += 1.6
         self.steps.sort(key=lambda step: step.at)
         pace = chance.choice((0.3, 1.0, 1.0, 2.0))
         window = chance.choice((4 * 1024, 128 * 1024, 128 * 1024))

@@ -5,22 +5,39 @@
 --       one begin  3 PUBLISH or SPUBLISH  4 most entries  5 log's life in ms  6 meta's life in ms  7 keep: 1 or 0
 --       8 1 when this is a repeated try
 -- Returns { epoch, seq, duplicate }. The channel is the meta key with `live` for `meta`.
+-- Whether this server may have lost events that the one before it (`was`) had told of. A replica that was promoted may
+-- lack the last; one that was started anew has only what it wrote down, unless it writes down each event.
+local function doubtful(log, was, replication)
+  if string.find(replication, 'master_replid2:' .. was, 1, true) then return 1 end
+  if string.find(redis.call('INFO', 'persistence'), 'aof_enabled:1', 1, true) then return 0 end
+  local uptime = tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)') or 0)
+  local entry = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  local at = 0
+  for i = 1, entry and #entry[2] or 0, 2 do
+    if entry[2][i] == 't' then at = tonumber(entry[2][i + 1]) end
+  end
+  -- It was up already when the last event was published elsewhere: the topic was moved here.
+  local time = redis.call('TIME')
+  return at > (time[1] - uptime) * 1000 + time[2] / 1000 and 0 or 1
+end
+
 local meta, log, mark = KEYS[1], KEYS[2], ARGV[2]
 local base = string.sub(meta, 1, -5)
-local run = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
+local replication = redis.call('INFO', 'replication')
+local run = string.match(replication, 'master_replid:(%x+)') or ''
 local epoch, seq, loose, was, past = unpack(redis.call('HMGET', meta, 'epoch', 'seq', 'loose', 'run', 'past'))
 past = past or ''
 if not epoch then
   -- The numbering is gone (expired, evicted, flushed): what is in the log belongs to no epoch any more.
   epoch = mark
-  redis.call('DEL', log, base .. 'loose')
-  redis.call('HSET', meta, 'epoch', epoch, 'seq', 0, 'run', run)
+  if redis.call('DEL', log, base .. 'loose') > 0 then past = '? 0 0 1 ' end -- another went before it
+  redis.call('HSET', meta, 'epoch', epoch, 'seq', 0, 'run', run, 'past', past)
 elseif was ~= run then
   -- Another server, or this one after a restart: it may have less than was told of. What it has goes on under a new
-  -- epoch; `past` says up to where the old one holds.
+  -- epoch; `past` says up to where the old one holds, and whether it may have gone further.
   if was then
-    past = past .. epoch .. ' ' .. seq .. ' ' .. (loose or 0) .. ' '
-    while #past > 1000 do past = string.gsub(past, '^%S+ %S+ %S+ ', '', 1) end
+    past = past .. table.concat({ epoch, seq, loose or 0, doubtful(log, was, replication) }, ' ') .. ' '
+    while #past > 1000 do past = string.gsub(past, '^%S+ %S+ %S+ %S+ ', '', 1) end
     epoch = mark
   end
   redis.call('HSET', meta, 'epoch', epoch, 'run', run, 'past', past)

@@ -1,7 +1,8 @@
 """Types that the router's own do not cover: one that is not kept, and one whose merging is not idempotent."""
 
-from router import Event, Latest, Merge, Plugin, Policy
 from msgspec.structs import replace
+
+from router import Event, Latest, Merge, Plugin, Policy
 
 
 class SimCursor(Event, frozen=True, tag="sim_cursor"):

