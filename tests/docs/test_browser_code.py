@@ -8,7 +8,7 @@ import pytest
 from tests.docs.blocks import blocks
 from tests.docs.generate import ROOT
 from tests.docs.javascript import run_script
-from tests.node import Node, make_token
+from tests.node import Node, make_token, run_node
 
 pytestmark = pytest.mark.node
 
@@ -63,6 +63,35 @@ async def test_the_client_of_the_how_to_sends_receives_and_keeps_a_store(node: N
         await page.until("s1 0.45")
         await page.until("Here are ")
         await page.until("open 1 2")
+
+
+async def test_the_store_of_the_how_to_adds_the_rest_of_an_answer_to_what_was_loaded_and_shows_no_other(
+    tmp_path: Path,
+) -> None:
+    def piece(stream: str, content: str, *, last: bool = False) -> dict[str, object]:
+        return {**CHUNK, "stream_id": stream, "content": content, "is_complete": last}
+
+    loading = {
+        "loadState": """async () => ({
+          messages: [{ role: "assistant", stream_id: "kept", content: "All that went before, ", streaming: true }],
+        })""",
+        "texts": """({ messages }) => {
+          const answers = messages.filter(({ role }) => role === "assistant");
+          console.log("texts", answers.map(({ content }) => content).join("|"));
+        }""",
+    }
+    source = code(HOW_TO, "since: 0") + code(HOW_TO, "store(client)") + code(HOW_TO, "live.set")
+    async with run_node(history_events=20) as node:
+        await node.publish(*(piece(stream, "word ") for _ in range(20) for stream in ("kept", "forgotten")))
+        given = {**constants(node), **loading}
+        async with run_script(source + "live.subscribe(texts);", node.url, tmp_path, given) as page:
+            await page.until("texts All that went before, ")
+            await node.publish(piece("forgotten", "torn "), piece("kept", "and the rest", last=True))
+            await page.until("texts All that went before, and the rest")
+            await node.publish(piece("forgotten", "torn", last=True), piece("forgotten", "the next", last=True))
+            await page.until("texts All that went before, and the rest|the next")
+            assert "word" not in page.said
+            assert "torn" not in page.said
 
 
 async def test_the_page_with_a_state_of_its_own_misses_nothing_that_happens_while_it_loads(

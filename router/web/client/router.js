@@ -14,7 +14,8 @@
 
 /**
  * @typedef {{ type: string, seq?: number, pos?: number, topic?: string, message_id?: string, requires_ack?: boolean,
- *   redelivered?: boolean, [field: string]: any }} RouterEvent  an event, as the server sends it
+ *   redelivered?: boolean, torn?: boolean, [field: string]: any }} RouterEvent  an event, as the server sends it; `torn`:
+ *   a piece of a text whose beginning we were not given, nothing to show unless the page has loaded the text so far
  * @typedef {"connecting" | "open" | "waiting" | "closed"} ConnectionState
  * @typedef {(event: any) => void} Listener
  *
@@ -317,6 +318,9 @@ export class RouterClient {
       case "resync":
         this.#place(frame.topic).reset(frame.epoch, frame.pos, frame.known);
         return this.#emit("resync", frame);
+      case "epoch": // the numbers go on: all that changes is what they are called in `since`
+        this.#place(frame.topic).epoch = frame.epoch;
+        return;
       case "token_expiring":
         return void this.#refreshToken();
       case "token_refreshed":
@@ -338,7 +342,8 @@ export class RouterClient {
     this.#failures = this.#goneFor = this.#limitedFor = this.#notBefore = 0;
     this.#pingEvery = 1_000 * (frame.ping_every || 30);
     this.#tokenExpires(frame.expires_in);
-    // Events follow from the positions in a welcome. Where that is our own, what we have above it still counts.
+    // Events follow from the positions in a welcome. Where that is our own, what we have above it still counts; of
+    // another epoch only what the server names.
     for (const [topic, { epoch, pos, known }] of Object.entries({ project: frame, user: frame.user, all: frame.all })) {
       const place = this.#place(topic);
       if (place.epoch !== epoch || place.pos !== pos) place.reset(epoch, pos, known);
@@ -445,11 +450,13 @@ export class RouterClient {
  * @typedef {{ id: string, status: "pending" | "running" | "completed" | "error", progress: number, message?: string,
  *   result?: any, error?: string }} Step
  * @typedef {{ role: string, content: string, user_id?: string, stream_id?: string, streaming: boolean }} Message
- * @typedef {{ steps: Record<string, Step>, messages: Message[], people: string[] }} ProjectState
+ * @typedef {string | null} Stream  the `stream_id` of a text, null for the one without
+ * @typedef {{ steps: Record<string, Step>, messages: Message[], people: string[], torn?: Stream[] }} ProjectState
+ *   `torn`: texts that go on and whose beginning we were not given
  */
 
 /** A project about which nothing is known yet. @returns {ProjectState} */
-export const projectState = () => ({ steps: {}, messages: [], people: [] });
+export const projectState = () => ({ steps: {}, messages: [], people: [], torn: [] });
 
 /**
  * The project after `event`. Pure: the state that it was given stays as it was.
@@ -478,7 +485,7 @@ export function reduce(state, event) {
       return { ...state, messages: [...state.messages, message] };
     }
     case "chat_response_chunk":
-      return { ...state, messages: withChunk(state.messages, event) };
+      return withChunk(state, event);
     case "presence_joined":
       return { ...state, people: [...new Set([...state.people, person])].sort() };
     case "presence_left":
@@ -496,19 +503,27 @@ function changedSteps(steps, { steps_added: added = [], steps_removed: removed =
   return changed;
 }
 
-/** A piece of an answer belongs to the open answer of its stream; where there is none, it begins one.
- * @param {Message[]} messages @param {RouterEvent} chunk @returns {Message[]} */
-function withChunk(messages, { content, stream_id, is_complete }) {
-  const at = messages.findLastIndex((message) => message.streaming && message.stream_id === stream_id);
+/** A piece of an answer belongs to the open answer of its stream; where there is none, it begins one, unless what it
+ * begins with is missing. That is so until the end: a server that we move to in between does not know, and says nothing.
+ * @param {ProjectState} state @param {RouterEvent} chunk @returns {ProjectState} */
+function withChunk(state, { content, stream_id, is_complete, torn: marked }) {
+  const { messages, torn = [] } = state;
+  const stream = stream_id ?? null;
+  const at = messages.findLastIndex((message) => message.streaming && (message.stream_id ?? null) === stream);
+  const lacking = Boolean(marked) || torn.includes(stream);
+  const others = torn.filter((other) => other !== stream);
+  const now = lacking && !is_complete ? [...others, stream] : others;
+  if (at < 0 && lacking) return { ...state, torn: now };
   const before = messages[at] ?? { role: "assistant", content: "", stream_id };
   const message = { ...before, content: before.content + content, streaming: !is_complete };
-  return at < 0 ? [...messages, message] : messages.with(at, message);
+  return { ...state, messages: at < 0 ? [...messages, message] : messages.with(at, message), torn: now };
 }
 
 /**
  * A client's project as a store by Svelte's contract (`$project` works), or for anything that can subscribe.
  *
- * After a `resync` of the project it is empty again: load the state from where it is kept, then `set` it.
+ * After a `resync` of the project it is empty again: load the state from where it is kept, then `set` it. To an answer
+ * that is `streaming` in what was set the rest is added; of one that is not there, the rest is not shown either.
  *
  * @param {RouterClient} client
  */
@@ -533,6 +548,8 @@ export function store(client) {
       return () => void subscribers.delete(run);
     },
     update,
-    set: (/** @type {any} */ state) => update((before) => ({ ...before, ...state })),
+    // What is torn follows from what came, whatever the page has loaded meanwhile.
+    set: (/** @type {any} */ state) =>
+      update((before) => ({ ...before, ...state, torn: [...new Set([...(before.torn ?? []), ...(state.torn ?? [])])] })),
   };
 }

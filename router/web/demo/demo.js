@@ -142,7 +142,11 @@ class Viewer {
     this.client.on("*", (event) => this.#list(event));
     this.client.on("notification", ({ level, title, message }) => this.toast(level, title, message));
     this.client.on("resync", ({ reason, topic }) => {
-      if (!topic) this.toast("warning", "What was missed is gone", `${reason}: this pane begins anew.`);
+      if (topic) return;
+      // Nothing keeps the demo's state but the router, so there is nothing to load; what comes is all there is.
+      if (this.#count) this.toast("warning", "What was missed is gone", `${reason}: this pane begins anew.`);
+      else this.toast("info", "What was before is gone", `${reason}: this pane begins with what there is.`);
+      void this.#whoIsHere(); // the store has forgotten them
     });
     this.client.on("error", ({ message }) => this.toast("alert", "Declined", message));
     this.client.on("state", ({ state, reason }) => {

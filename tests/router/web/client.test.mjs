@@ -584,6 +584,57 @@ describe("where it was", () => {
     assert.deepEqual(shown(), ["m15", "m3", "m15"]);
   });
 
+  it("names the epoch under which the numbers go on, and nothing else changes", async () => {
+    const { client, told, shown } = await connected();
+    const heard = told.length;
+    server.last().serve(said(12, { pos: 10 }));
+    server.last().serve({ type: "epoch", epoch: "e2" }, { type: "epoch", topic: "all", epoch: "a2" });
+    assert.equal(client.since, "e2:10:12,user:u1:3,all:a2:0");
+    server.last().serve(said(11, { pos: 12 }), said(12, { pos: 12 }));
+    assert.deepEqual(shown(), ["m12", "m11"], "a number counts as before, and the frame is no event");
+    assert.equal(told.length, heard);
+    assert.equal((await comesBack()).since, "e2:12,user:u1:3,all:a2:0");
+  });
+
+  it("knows what it has above its position also under the epoch that it was told", async () => {
+    const { shown } = await connected();
+    server.last().serve(said(12, { pos: 10 }), { type: "epoch", epoch: "e2" });
+    const back = await comesBack();
+    back.welcome({ epoch: "e2", known: [12], recovered: true });
+    back.serve({ type: "batch", events: [said(11), said(12), said(13)], pos: 13 });
+    assert.deepEqual(shown(), ["m12", "m11", "m13"]);
+  });
+
+  it("takes of another epoch only what the welcome names for its own, though the position is the same", async () => {
+    const { client, shown } = await connected();
+    server.last().serve(said(12, { pos: 10 }), said(13, { pos: 10 }));
+    const back = await comesBack();
+    back.welcome({ epoch: "e2", known: [13] });
+    assert.match(client.since, /^e2:10:13,/);
+    back.serve({ type: "batch", events: [said(11), said(12), said(13)], pos: 13 });
+    assert.deepEqual(shown(), ["m12", "m13", "m11", "m12"]);
+  });
+
+  it("goes on from what the resync names when it had named an epoch that is over", async () => {
+    const { client, shown } = await connected();
+    server.last().serve(said(12, { pos: 10 }));
+    const back = await comesBack();
+    back.welcome({ epoch: "e2", pos: 40, known: [42] });
+    back.serve({ type: "resync", epoch: "e2", pos: 40, known: [42], reason: "the numbering has started anew" });
+    assert.match(client.since, /^e2:40:42,/);
+    back.serve({ type: "batch", events: [said(41), said(42), said(43)], pos: 43 });
+    assert.deepEqual(shown(), ["m12", "m41", "m43"]);
+  });
+
+  it("is shown what a history that was cut still has, after it was told so", async () => {
+    const { client, told, shown } = await connected({ since: 0 }, { pos: 7, recovered: false });
+    server.last().serve({ type: "resync", epoch: "e1", pos: 7, reason: "history does not reach back" });
+    server.last().serve({ type: "batch", events: [said(8), said(10)], pos: 10 });
+    assert.equal(told.at(-1).type, "resync");
+    assert.deepEqual(shown(), ["m8", "m10"]);
+    assert.match(client.since, /^e1:10,/);
+  });
+
   it("resyncs one topic without touching the others", async () => {
     const { client } = await connected();
     server.last().serve({ type: "resync", topic: "user", epoch: "u2", pos: 7, reason: "moved" });
@@ -792,6 +843,79 @@ describe("the project's state", () => {
     assert.deepEqual(messages.map(({ content }) => content), ["12", "xy", "hello"]);
   });
 
+  describe("with a text whose beginning was not given", () => {
+    const chunk = (content, fields) => ({ type: "chat_response_chunk", stream_id: "s", content, is_complete: false, ...fields });
+    const torn = (content, fields) => chunk(content, { torn: true, ...fields });
+    const end = { is_complete: true };
+    const texts = ({ messages }) => messages.map(({ content, streaming }) => [content, streaming]);
+
+    it("does not show it, up to its end", () => {
+      const state = after(torn("are "), torn("the "), torn("customers.", end));
+      assert.deepEqual([state.messages, state.torn], [[], []]);
+    });
+
+    it("does not show the rest either when a server that does not know sends it", () => {
+      assert.deepEqual(texts(after(torn("are "), chunk("the "), chunk("customers.", end))), []);
+    });
+
+    it("shows the next text of the same stream", () => {
+      const { messages, torn: now } = after(torn("are "), torn("customers.", end), chunk("Next "), chunk("one.", end));
+      assert.deepEqual([texts({ messages }), now], [[["Next one.", false]], []]);
+    });
+
+    it("shows the next text also when the end came from a server that does not know", () => {
+      assert.deepEqual(texts(after(torn("are "), chunk("customers.", end), chunk("Next"))), [["Next", true]]);
+    });
+
+    it("adds the rest to the text so far that the page has", () => {
+      const loaded = { ...projectState(), messages: [{ role: "assistant", content: "Here ", stream_id: "s", streaming: true }] };
+      const state = [torn("are "), chunk("the "), torn("customers.", end), chunk("Next")].reduce(reduce, loaded);
+      assert.deepEqual(texts(state), [["Here are the customers.", false], ["Next", true]]);
+      assert.deepEqual(loaded.messages[0].content, "Here ", "the state before must not change");
+    });
+
+    it("does not begin it anew behind one that the page has as complete", () => {
+      const loaded = { ...projectState(), messages: [{ role: "assistant", content: "Here.", stream_id: "s", streaming: false }] };
+      assert.deepEqual(texts([torn("are "), chunk("the ")].reduce(reduce, loaded)), [["Here.", false]]);
+    });
+
+    it("shows all others", () => {
+      const { messages } = after(torn("are "), chunk("other", { stream_id: "t" }), chunk("bare", { stream_id: undefined }));
+      assert.deepEqual(texts({ messages }), [["other", true], ["bare", true]]);
+    });
+
+    it("tells streams apart by any id that a stream may have, also by none", () => {
+      const ids = ["__proto__", "constructor", "toString", "", undefined, null];
+      for (const stream_id of ids) {
+        const state = after(torn("a", { stream_id }), chunk("b", { stream_id }), chunk("c"));
+        assert.deepEqual(texts(state), [["c", true]], `${stream_id}`);
+        assert.equal({}.torn, undefined);
+      }
+      const bare = after(torn("a", { stream_id: undefined }), chunk("b", { stream_id: null }), chunk("c", { stream_id: null, ...end }));
+      assert.deepEqual([bare.messages, bare.torn], [[], []]);
+      const loaded = { ...projectState(), messages: [{ role: "assistant", content: "a", stream_id: null, streaming: true }] };
+      assert.deepEqual(texts(reduce(loaded, torn("b", { stream_id: undefined }))), [["ab", true]]);
+    });
+
+    it("knows it again after the state was kept as JSON", () => {
+      const state = JSON.parse(JSON.stringify(after(torn("a", { stream_id: undefined }), torn("b"))));
+      assert.deepEqual(texts([chunk("c", { stream_id: undefined }), chunk("d")].reduce(reduce, state)), []);
+    });
+
+    it("takes a state that was made before there was such a thing", () => {
+      const { torn: _, ...old } = projectState();
+      assert.deepEqual(texts([torn("a"), chunk("b"), chunk("c", { stream_id: "t" })].reduce(reduce, old)), [["c", true]]);
+    });
+
+    it("leaves the state that it was given as it was", () => {
+      const freeze = (state) => Object.freeze({ ...state, messages: Object.freeze(state.messages), torn: Object.freeze(state.torn) });
+      const frozen = (state, event) => freeze(reduce(state, event));
+      const events = [torn("a"), torn("b", { stream_id: "t" }), chunk("c"), torn("d", end), chunk("e")];
+      const state = events.reduce(frozen, freeze(projectState()));
+      assert.deepEqual([texts(state), state.torn], [[["e", true]], ["t"]]);
+    });
+  });
+
   it("knows who is here, each of them once", () => {
     const joined = (user_id) => ({ type: "presence_joined", user_id });
     const state = after(joined("grace"), joined("ada"), joined("ada"));
@@ -830,5 +954,67 @@ describe("the store", () => {
     assert.equal(value.messages.length, 0);
     project.set({ people: ["ada"] });
     assert.deepEqual([value.people, value.connection], [["ada"], "open"]);
+  });
+
+  describe("after a resync in the middle of an answer", () => {
+    const chunk = (n, content, fields) => ({ type: "chat_response_chunk", seq: n, stream_id: "s", content, is_complete: false, ...fields });
+    const soFar = { role: "assistant", content: "Here are ", stream_id: "s", streaming: true };
+    const texts = ({ messages }) => messages.map(({ content }) => content);
+
+    /** A store that has shown the beginning of an answer and was then told `resync`; and what it is now. */
+    async function resynced() {
+      const made = await connected();
+      const project = store(made.client);
+      const now = {};
+      project.subscribe((value) => Object.assign(now, value));
+      server.last().serve(chunk(11, "Here "));
+      server.last().serve({ type: "resync", epoch: "e1", pos: 12, reason: "history is too short" });
+      return { ...made, project, now };
+    }
+
+    it("shows nothing of it that the page has not loaded", async () => {
+      const { now } = await resynced();
+      server.last().serve(chunk(13, "the ", { torn: true }), chunk(14, "customers", { torn: true, is_complete: true }), chunk(15, "Next"));
+      assert.deepEqual(texts(now), ["Next"]);
+    });
+
+    it("adds the rest to what the page has loaded, also on another server", async () => {
+      const { project, now } = await resynced();
+      project.set({ messages: [soFar] });
+      server.last().serve(chunk(13, "the ", { torn: true }));
+      const back = await comesBack();
+      back.welcome({ pos: 13, recovered: true });
+      back.serve(chunk(14, "customers", { is_complete: true }), chunk(15, "Next"));
+      assert.deepEqual(texts(now), ["Here are the customers", "Next"]);
+    });
+
+    it("still leaves it out on another server, whatever else the page has set meanwhile", async () => {
+      const { project, now } = await resynced();
+      server.last().serve(chunk(13, "the ", { torn: true }));
+      project.set({ ...projectState(), messages: [{ role: "user", content: "hello", streaming: false }] });
+      const back = await comesBack();
+      back.welcome({ pos: 13, recovered: true });
+      back.serve(chunk(14, "customers"));
+      assert.deepEqual(texts(now), ["hello"]);
+    });
+
+    it("gives the torn texts of a state that was kept to a later store", async () => {
+      const { now } = await resynced();
+      server.last().serve(chunk(13, "the ", { torn: true }));
+      const { messages, torn } = structuredClone(now);
+      const { client } = await connected();
+      const later = store(client);
+      later.set({ messages, torn });
+      server.last().serve(chunk(14, "customers"));
+      later.subscribe((value) => assert.deepEqual(texts(value), []));
+    });
+
+    it("forgets what was torn with the next resync: the server says it again", async () => {
+      const { now } = await resynced();
+      server.last().serve(chunk(13, "the ", { torn: true }));
+      assert.deepEqual(now.torn, ["s"]);
+      server.last().serve({ type: "resync", epoch: "e2", pos: 0, reason: "the numbering has started anew" });
+      assert.deepEqual(now.torn, []);
+    });
   });
 });
