@@ -53,6 +53,11 @@ class Remembered(Struct, frozen=True):
     def position(self) -> Position:
         return Position(self.place.epoch, self.place.seq)
 
+    def lacks(self, epoch: str, seq: int) -> bool:
+        """Whether `epoch`, one of the `past`, went as far as `seq`, which this server does not have."""
+        ended = self.ended(epoch)
+        return ended is not None and ended.seq < seq
+
     def ended(self, epoch: str) -> Ended | None:
         """How far `epoch`, one of the `past`, holds today: as far as each of those that went on from it did."""
         names = list(self.past)  # the oldest first
@@ -140,11 +145,12 @@ class Continuity:
         deliver: Callable[[str, int, bytes], None],
         lost: Callable[[str, Position], None],
         moved: Callable[[str, Position], None] = lambda _topic, _position: None,
-        lacking: Callable[[str, str, str], Awaitable[None]] | None = None,
+        lacking: Callable[[str, str, str, int], Awaitable[None]] | None = None,
     ) -> None:
         """`remembered(topic, after)` reads history, `renumber(topic, epoch)` has the server end that epoch.
 
-        `lacking(topic, epoch, before)` has the server know that `epoch` lacks something of the one before it.
+        `lacking(topic, epoch, before, seen)` has the server, and the other nodes, know that `epoch` lacks something of
+        the one before it.
         """
         self._remembered = remembered
         self._renumber = renumber
@@ -261,8 +267,9 @@ class Continuity:
             ended = None
         topic.doubtful = False
         if ended is None or ended.seq < seen or len(entries) != found.place.seq - seen:
-            if self._lacking is not None and topic.epoch in found.past:
-                await self._lacking(name, found.place.epoch, topic.epoch)
+            if self._lacking is not None and found.lacks(topic.epoch, seen):
+                await self._lacking(name, found.place.epoch, topic.epoch, seen)
+                found = await self._remembered(name, seen)
             self._begin_anew(name, topic, found)
             return found
         # Of those without a number our server may have lost some that came: what it counts on from is what it has.

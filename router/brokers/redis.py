@@ -214,7 +214,7 @@ class RedisBroker(Broker):
             [_entry(each, now) for each in entries],
             [_entry(each, now) for each in loose_entries],
             {
-                name: Ended(int(last), int(count), doubtful == "1")
+                name: Ended(int(last), int(count), doubtful != "0")
                 for name, last, count, doubtful in zip(words, words, words, words, strict=True)
             },
         )
@@ -231,12 +231,13 @@ class RedisBroker(Broker):
             del self._epochs[next(iter(self._epochs))]
         if before is None or before == epoch or before in found.past:
             return found
-        await self._note_lacking(topic, epoch, before)
+        await self._note_lacking(topic, epoch, before, None)
         return replace(found, past={before: Ended(0, 0, doubtful=True), **found.past})
 
-    async def _note_lacking(self, topic: str, epoch: str, before: str) -> None:
-        """Have all nodes know that `epoch` lacks something of the one `before` it."""
-        await self._scripts.run("lacking", (names_of(topic).meta,), (epoch, before))
+    async def _note_lacking(self, topic: str, epoch: str, before: str, seen: int | None) -> None:
+        """Have all nodes know that `epoch` lacks something of the one `before` it, of which `seen` was the last here."""
+        arguments = (epoch, before, "" if seen is None else seen, token_hex(8), self._link.verb)
+        await self._scripts.run("lacking", (names_of(topic).meta,), arguments)
 
     async def _renumber(self, topic: str, epoch: str) -> None:
         log.error("the broker lost events that it had told of: %s starts anew", topic, extra={"event": "epoch_ended"})
