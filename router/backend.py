@@ -61,7 +61,12 @@ class Backend:
         self._dispatch = Dispatch(_catalog(plugins), self._tracing, max_event=max_event)
         self._link = link_to(url)
         self._scripts = Scripts(
-            self._link.redis, patience=patience, room=room, refresh=self._link.refresh, lane_of=self._link.lane_of
+            self._link.redis,
+            patience=patience,
+            room=room,
+            refresh=self._link.refresh,
+            lane_of=self._link.lane_of,
+            confirm=self._link.confirm,
         )
         self._post = Post(self._scripts, self._link.verb, max_events=history_events, max_age=history_seconds)
         self._inbox = RedisInbox(self._link.redis, self._scripts)

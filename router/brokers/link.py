@@ -1,5 +1,7 @@
 """The way to the server, or servers, that a URL names: one, a pair under Sentinel, or a cluster."""
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,6 +19,8 @@ from redis.asyncio.sentinel import (
     SentinelManagedSSLConnection,
 )
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 
 from router.errors import SetupError
 
@@ -27,6 +31,8 @@ SOCKET_TIMEOUT = 5.0
 """Seconds that one answer may take."""
 SLOTS, LANES = 16_384, 16
 """A cluster's slots, and in how many parts of them scripts wait for each other."""
+CONFIRM = 0.2
+"""Seconds for which a master counts as the master, once Sentinel has said so."""
 REFRESH = 1.0
 """Least seconds between two looks at a cluster's layout."""
 
@@ -57,6 +63,10 @@ class Link(Protocol):
 
     async def refresh(self) -> None:
         """Something failed: look again where things are."""
+        ...
+
+    async def confirm(self) -> None:
+        """Raise redis-py's `ConnectionError` when what has just answered is no longer the master, so that its answer is worth nothing."""
         ...
 
     async def close(self) -> None: ...
@@ -94,9 +104,11 @@ class _Single:
 
     verb = "PUBLISH"
 
-    def __init__(self, redis: Redis, sentinel: Sentinel | None = None) -> None:
+    def __init__(self, redis: Redis, sentinel: Sentinel | None = None, master: str = "") -> None:
         self.redis = redis
         self._sentinel = sentinel
+        self._master = master
+        self._confirmed_at = 0.0
 
     def lane_of(self, key: str) -> int:  # noqa: ARG002
         return 0
@@ -112,6 +124,26 @@ class _Single:
 
     async def refresh(self) -> None:
         """Nothing to look at: a new connection asks Sentinel by itself."""
+
+    async def confirm(self) -> None:
+        """A master that stood still while another took its place goes on as if nothing had been, until it is told."""
+        if self._sentinel is None or time.monotonic() - self._confirmed_at < CONFIRM:
+            return
+        pool: Any = self.redis.connection_pool
+        for sentinel in self._sentinel.sentinels:
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(CONFIRM):
+                    told: Any = await sentinel.sentinel_get_master_addr_by_name(self._master)
+                if told is None or pool.master_address is None:
+                    continue
+                if _address(told) != _address(pool.master_address):
+                    break
+                self._confirmed_at = time.monotonic()
+                return
+        else:
+            return  # no sentinel can tell
+        await pool.disconnect(inuse_connections=True)  # also the one that is read from
+        raise RedisConnectionError("another master has taken its place")
 
     async def close(self) -> None:
         await self.redis.aclose(close_connection_pool=True)
@@ -148,6 +180,9 @@ class _Cluster:
 
     async def leave(self, reader: Redis) -> None:
         await reader.aclose(close_connection_pool=True)
+
+    async def confirm(self) -> None:
+        """Masters of a cluster that are cut off from the others stop by themselves."""
 
     async def refresh(self) -> None:
         if time.monotonic() - self._looked_at >= REFRESH:
@@ -239,7 +274,7 @@ def _under_sentinel(parts: SplitResult, scheme: str, connections: int) -> Link:
         timeout=SOCKET_TIMEOUT,
         **options,
     )
-    return _Single(redis, sentinel)
+    return _Single(redis, sentinel, master)
 
 
 def _cluster(parts: SplitResult, scheme: str, connections: int) -> Link:
@@ -256,6 +291,11 @@ def _cluster(parts: SplitResult, scheme: str, connections: int) -> Link:
         **ours,
     )
     return _Cluster(redis, options, sharded=sharded)
+
+
+def _address(pair: Any) -> tuple[str, int]:
+    host, port = pair
+    return host.decode() if isinstance(host, bytes) else str(host), int(port)
 
 
 def _first(parts: SplitResult, scheme: str, path: str) -> str:

@@ -93,7 +93,9 @@ class RedisBroker(Broker):
         self.node = token_hex(8)
         self._link = link_to(url, connections=connections)
         self._redis = self._link.redis
-        self._scripts = Scripts(self._redis, refresh=self._link.refresh, lane_of=self._link.lane_of)
+        self._scripts = Scripts(
+            self._redis, refresh=self._link.refresh, lane_of=self._link.lane_of, confirm=self._link.confirm
+        )
         self._post = Post(self._scripts, self._link.verb, max_events=max_events, max_age=max_age, forget=forget)
         self._subscriber = Subscriber(self._link, self._own_channel, self._take, self._missed)
         self._continuity = Continuity(

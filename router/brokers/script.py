@@ -104,11 +104,16 @@ class Scripts:
         room: int = 10_000,
         refresh: Callable[[], Awaitable[None]] | None = None,
         lane_of: Callable[[str], int] = lambda _: 0,
+        confirm: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`refresh` is called after a failure: what a script is run on may have moved. `lane_of` a key."""
+        """`refresh` is called after a failure: what a script is run on may have moved. `lane_of` a key.
+
+        `confirm` is called before answers are believed, and raises when who answered had no business to.
+        """
         self._redis = redis
         self._refresh = refresh
         self._lane_of = lane_of
+        self._confirm = confirm
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._patience = patience
         self._room = room
@@ -272,6 +277,8 @@ class Scripts:
                 break
             for i in todo:
                 self._digests.pop(calls[i][0], None)
+        if self._confirm is not None:
+            await self._confirm()
         return answers
 
 
