@@ -4,8 +4,12 @@ import asyncio
 
 import pytest
 import redis.asyncio
+from msgspec.structs import replace
 
+from router import wire
 from router.brokers.layout import names_of
+from router.presence import PresenceJoined
+from router.testing import envelope
 from tests.journeys.test_positions import Page, nodes, started
 
 
@@ -70,3 +74,25 @@ async def test_a_numbering_that_was_forgotten_counts_as_gone_also_when_writing_t
         with pytest.raises(ConnectionError):
             await broker.history("project:p1", 0)
         assert not (await broker.history("project:p1", 0)).whole
+
+
+async def test_a_burst_of_events_without_a_number_that_is_still_on_its_way_is_not_taken_for_lost(redis_url):
+    """More of them than are kept: the node looks whether all is well while they wait in its socket."""
+    async with (
+        nodes(redis_url, 1) as (node,),
+        redis.asyncio.Redis.from_url(redis_url) as operator,
+        node.client() as client,
+    ):
+        broker = node.router.broker
+        joined = envelope(node.router.catalog.plugin("presence_joined"), PresenceJoined(user_id="x"))
+        joined = replace(joined, payload=wire.encode(joined.event))
+        await operator.ping()
+        burst = [asyncio.ensure_future(broker.publish(joined)) for _ in range(2000)]
+        while not all(each.done() for each in burst):
+            await broker.check()
+        await asyncio.gather(*burst)
+        frames = []
+        with pytest.raises(TimeoutError):
+            while True:
+                frames.append(await client.frame(timeout=0.5))
+        assert [frame for frame in frames if frame["type"] == "resync"] == []

@@ -4,10 +4,11 @@ import asyncio
 import json
 
 from plugins.chat import ChatResponseChunk, chat_response_chunk
-from router import Append, Audience, Event, Identity, Plugin, Policy
+from router import Append, Audience, Event, Identity, Plugin, Policy, wire
 from router.brokers.base import Position
 from router.brokers.memory import MemoryBroker
 from router.catalog import Catalog, Found
+from router.errors import Refused
 from router.flow import Router
 from router.gateway import parse_since
 from router.session import Session, topics_of
@@ -252,3 +253,94 @@ async def test_a_text_that_ends_while_the_first_who_listens_reads_history_is_not
     await coming
     clock.now = clock() + 120
     assert router.lapses.due() == []
+
+
+async def test_a_text_that_began_in_what_was_lost_comes_marked_to_who_was_told_to_reload():
+    """The node missed its first pieces with all else; by `index` it can tell that this is no beginning."""
+    router, _, _ = await make()
+    _, sink = await come(router, "ada")
+    router._lost("project:p", Position("e2", 3))
+    event = ChatResponseChunk(content="three", is_complete=False, stream_id="s", index=3)
+    router.arrive(envelope(chat_response_chunk, event, project="p", seq=4))
+    await router._lanes.idle()
+    assert "resync" in sink.types
+    assert sink.pieces == ["[three]"]
+
+
+async def test_a_text_whose_first_pieces_were_held_back_when_continuity_was_lost_comes_marked_afterwards():
+    router, _, clock = await make()
+    _, sink = await come(router, "ada")
+
+    def numbered(index, stream="s"):
+        event = ChatResponseChunk(content=f"{index} ", is_complete=False, stream_id=stream, index=index)
+        return envelope(chat_response_chunk, event, project="p", seq=index + 2)
+
+    await piece(router, "other", stream="t", index=0)  # opens the window: what follows waits
+    router.arrive(numbered(0))
+    router.arrive(numbered(1))
+    await router._lanes.idle()
+    assert router._coalesce.held("project:p") == {2, 3}
+    router._lost("project:p", Position("e2", 3))
+    clock.now = clock() + 5
+    router.arrive(numbered(2))
+    await router._lanes.idle()
+    assert sink.pieces == ["other", "[2 ]"]
+
+
+async def test_a_marked_piece_is_encoded_once_for_all_who_lack_the_beginning(monkeypatch):
+    router, _, clock = await make()
+    await come(router, "quick")
+    await piece(router, "zero ", index=0)
+    sinks = [(await come(router, f"user {number}", since="otherepoch:1"))[1] for number in range(50)]
+    clock.now = clock() + 2
+    made, numbered = [], wire.numbered
+
+    def counted(envelope, **options):
+        made.append(envelope)
+        return numbered(envelope, **options)
+
+    monkeypatch.setattr(wire, "numbered", counted)
+    await piece(router, "one", index=1)
+    assert [sink.pieces for sink in sinks] == [["[one]"]] * 50
+    assert len(made) <= 4
+
+
+async def test_who_names_an_epoch_that_is_over_does_not_have_history_merged_for_nothing():
+    router, _, _ = await make()
+    await come(router, "quick")
+    for number in range(20):
+        await say(router, number)
+    replayed, outbound = [], router._outbound
+
+    async def counted(envelope, *to):
+        replayed.append(envelope)
+        await outbound(envelope, *to)
+
+    router._outbound = counted
+    for number in range(5):
+        await come(router, f"late {number}", since=f"otherepoch:{number}")
+    assert replayed == []
+
+
+async def test_one_who_moves_while_an_event_that_is_held_back_is_refused_further_on_is_let_in():
+    """Before it joins, what is held and what it has of it goes out; a middleware declines that event alone."""
+    refuse = []
+
+    def arrange(middleware):
+        async def pick(envelope, forward):
+            if refuse and isinstance(envelope.event, ChatResponseChunk):
+                raise Refused("not this one")
+            await forward(envelope)
+
+        return [*middleware.values(), pick]
+
+    router, broker, _ = await make(arrange=arrange)
+    await come(router, "quick")
+    await piece(router, "other", stream="t", index=0)
+    await piece(router, "zero", index=0)
+    await piece(router, "one", index=1)
+    assert router._coalesce.held("project:p") == {2, 3}
+    refuse.append(True)
+    epoch = (await broker.position("project:p")).epoch
+    session, _ = await come(router, "moved", since=f"{epoch}:2")
+    assert router.hub.present(session, "project:p")
