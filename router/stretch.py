@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from router import wire
 from router.brokers.base import Broker
 from router.envelope import Envelope
-from router.errors import Disconnect, Refused
 from router.pacing import Fault, conflate
 from router.pipeline import Forward
 from router.room import Views
@@ -130,7 +129,7 @@ class Stretches:
             through.append(envelope)
 
         for envelope in merged:
-            with suppress(Refused, Disconnect):  # reported by the pipeline
+            with suppress(Exception):  # reported by the pipeline; one event is not to keep somebody from all others
                 await self._replay(replace(envelope, replay=True), keep)
         return list(through)  # what a middleware forwards later comes too late
 
