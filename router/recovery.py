@@ -11,7 +11,7 @@ from msgspec import Struct
 from router import wire
 from router.brokers.base import Broker
 from router.envelope import Envelope
-from router.errors import Unavailable
+from router.errors import Disconnect, Refused, Unavailable
 from router.hub import Hub
 from router.lane import Lanes
 from router.lapse import Lapses
@@ -266,7 +266,8 @@ class Recovery:
         bookmark, whole = session.bookmarks[topic], topic in session.whole
         if bookmark.last > standing.seen:
             return False
-        await self._holding.release(topic, bookmark.has)
+        with suppress(Refused, Disconnect):  # reported by the pipeline; whoever joins has no part in it
+            await self._holding.release(topic, bookmark.has)
         await self._hub.flush(topic)
         if self._hub.port(session) is None:  # gone meanwhile, perhaps as the last that listened
             return True
@@ -292,6 +293,9 @@ class Recovery:
             loose = self._hub.missed(session, topic)
             if loose is None:
                 self.standings.tell_resync(session, topic, arrived, TOO_MUCH)
+                session.bookmarks[topic] = arrived
+                if self._kept_out(session):
+                    return True
             self._hub.join(session, topic, arrived)
             self._hub.send(session, loose or [])
         return True
