@@ -10,6 +10,7 @@ from router.brokers.base import Position
 from router.envelope import Envelope
 from router.event import Append
 from router.hub import Hub
+from router.room import Views
 from router.session import Bookmark, Session
 from router.text import Texts, marked
 
@@ -183,9 +184,14 @@ class Standings:
         if not lacking:
             return envelope
         await self._hub.flush(envelope.topic)  # what came before it goes out before it
+        piece = [marked(envelope)]
+        views: Views = {}
         for session in (self._hub.session(id_) for id_ in lacking):
             if session is not None and not session.plain and self._hub.present(session, envelope.topic):
-                self._hub.send(session, [marked(envelope)], self._hub.floors.get(envelope.topic))
+                self._hub.send(session, piece, self._hub.floors.get(envelope.topic), views)
+                if envelope.seq and not self._hub.present(session, envelope.topic):  # that filled its buffer
+                    before = session.bookmarks[envelope.topic]
+                    session.bookmarks[envelope.topic] = Bookmark(before.pos, before.known | {envelope.seq})
         return envelope.narrowed(without=lacking)
 
 
