@@ -217,14 +217,15 @@ class RedisBroker(Broker):
 
         A server that was emptied numbers from 1 again, and does not know that these are not a topic's first events.
         """
-        before, epoch = self._epochs.pop(topic, None), found.place.epoch
+        before, epoch = self._epochs.get(topic), found.place.epoch
+        if before is not None and before != epoch and before not in found.past:
+            await self._scripts.run("succeed", (names_of(topic).meta,), (epoch, before))
+            found = replace(found, past={before: Ended(0, 0, doubtful=True), **found.past})
+        self._epochs.pop(topic, None)  # not before that is written down, and now as the last
         self._epochs[topic] = epoch
         if len(self._epochs) > EPOCHS:
             del self._epochs[next(iter(self._epochs))]
-        if before is None or before == epoch or before in found.past:
-            return found
-        await self._scripts.run("succeed", (names_of(topic).meta,), (epoch, before))
-        return replace(found, past={before: Ended(0, 0, doubtful=True), **found.past})
+        return found
 
     async def _renumber(self, topic: str, epoch: str) -> None:
         log.error("the broker lost events that it had told of: %s starts anew", topic, extra={"event": "epoch_ended"})
