@@ -32,7 +32,7 @@ if not epoch then
 elseif was ~= run then
   if was then
     past = past .. table.concat({ epoch, seq, loose, doubtful(log, was, replication) }, ' ') .. ' '
-    while #past > 1000 do past = string.gsub(past, '^%S+ %S+ %S+ %S+ ', '', 1) end
+    while #past > 1000 do past = string.gsub(past, '^%s*%S+ %S+ %S+ %S+ ', '', 1) end
     epoch = ARGV[2]
   end
   redis.call('HSET', meta, 'epoch', epoch, 'run', run, 'past', past)

@@ -37,7 +37,7 @@ elseif was ~= run then
   -- epoch; `past` says up to where the old one holds, and whether it may have gone further.
   if was then
     past = past .. table.concat({ epoch, seq, loose or 0, doubtful(log, was, replication) }, ' ') .. ' '
-    while #past > 1000 do past = string.gsub(past, '^%S+ %S+ %S+ %S+ ', '', 1) end
+    while #past > 1000 do past = string.gsub(past, '^%s*%S+ %S+ %S+ %S+ ', '', 1) end
     epoch = mark
   end
   redis.call('HSET', meta, 'epoch', epoch, 'run', run, 'past', past)
