@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from secrets import token_hex
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import MsgspecError
 from msgspec.json import encode
@@ -199,17 +199,12 @@ class RedisBroker(Broker):
         names = names_of(topic)
         arguments = ("" if after is None else after, token_hex(8), self._post.log_ms)
         answer = await self._scripts.run("history", (names.meta, names.log, names.loose), arguments)
-        epoch, seq, loose, past, now, entries, loose_entries = answer
-        words = iter(past.decode().split())
-        found = Remembered(
-            Place(epoch.decode(), seq, loose),
-            [_entry(each, now) for each in entries],
-            [_entry(each, now) for each in loose_entries],
-            {
-                name: Ended(int(last), int(count), doubtful == "1")
-                for name, last, count, doubtful in zip(words, words, words, words, strict=True)
-            },
-        )
+        try:
+            found = _read_memory(answer)
+        except (ValueError, TypeError, AttributeError):  # whoever may write there may write anything
+            what = "what the broker remembers of %s is not readable"
+            log.error(what, topic, extra={"event": "unreadable"})
+            raise Unavailable(what % topic, retry_after=1.0) from None
         return await self._succeeding(topic, found)
 
     async def _succeeding(self, topic: str, found: Remembered) -> Remembered:
@@ -409,6 +404,21 @@ class RedisBroker(Broker):
     @property
     def _own_channel(self) -> str:
         return node_channel(self.node)
+
+
+def _read_memory(answer: list[Any]) -> Remembered:
+    """What the script `history` answered."""
+    epoch, seq, loose, past, now, entries, loose_entries = answer
+    words = iter(past.decode().split())
+    return Remembered(
+        Place(epoch.decode(), seq, loose),
+        [_entry(each, now) for each in entries],
+        [_entry(each, now) for each in loose_entries],
+        {
+            name: Ended(int(last), int(count), doubtful == "1")
+            for name, last, count, doubtful in zip(words, words, words, words, strict=True)
+        },
+    )
 
 
 def _entry(entry: tuple[bytes, list[bytes]], now: int) -> Entry:
