@@ -198,7 +198,11 @@ class Router:
 
     def _lost(self, topic: str, position: Position) -> None:
         """The broker lost the thread of `topic`: whoever listens here must reload."""
-        self._lanes.put(topic, partial(self._standings.restart, topic, position))
+        self._lanes.put(topic, partial(self._restart, topic, position))
+
+    async def _restart(self, topic: str, position: Position) -> None:
+        self.lapses.restart(topic)
+        await self._standings.restart(topic, position)
 
     def _epoch_moved(self, topic: str, position: Position) -> None:
         """The numbers of `topic` go on under another epoch."""
@@ -210,6 +214,7 @@ class Router:
 
     async def _deliver(self, envelope: Envelope) -> None:
         try:
+            self._standings.note(envelope)
             attributes = {"messaging.operation.type": "process", "messaging.message.id": str(envelope.seq)}
             with self.tracing.span(f"deliver {envelope.type}", SpanKind.CONSUMER, envelope.traceparent, attributes):
                 await self._outbound(envelope)

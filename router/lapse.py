@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from router.audience import Audience
 from router.envelope import Envelope
@@ -68,6 +69,12 @@ class Lapses:
         self._open[key] = (heard_at, envelope)
         if before is None:
             self._push(key, heard_at + lapse.after)
+
+    def restart(self, topic: str) -> None:
+        """Numbers of `topic` begin anew: what is known is older than all that comes."""
+        for key, (heard_at, envelope) in list(self._open.items()):
+            if key[0] == topic:
+                self._open[key] = (heard_at, replace(envelope, seq=0))
 
     def forget(self, topic: str) -> None:
         """Nobody listens to `topic` any more, so nothing more of it is heard here."""

@@ -234,8 +234,9 @@ class Window:
 
     def _positioned(self, out: list[Envelope]) -> list[Envelope]:
         """`out` with positions: each covers all that is neither held nor still to be sent after it."""
-        held = self.held()
-        pos = min(held) - 1 if held else self._seen
+        # The lowest number of what was merged is its `first`.
+        floor = min((held.envelope.first for held in self._held.values() if held.envelope.first), default=None)
+        pos = self._seen if floor is None else floor - 1
         placed = []
         for envelope in reversed(out):
             placed.append(replace(envelope, pos=pos) if envelope.seq and envelope.seq != pos else envelope)

@@ -11,7 +11,7 @@ from msgspec import Struct
 from router import wire
 from router.brokers.base import Broker
 from router.envelope import Envelope
-from router.errors import Unavailable
+from router.errors import Disconnect, Refused, Unavailable
 from router.hub import Hub
 from router.lane import Lanes
 from router.lapse import Lapses
@@ -20,7 +20,7 @@ from router.room import Port
 from router.session import Bookmark, Session
 from router.standing import Holding, Standings, place_of, resync
 from router.stretch import PART_BYTES, Replay, Stretch, Stretches
-from router.text import marked, text_of
+from router.text import ends, marked, text_of
 
 __all__ = ["Recovery", "Since", "Start"]
 
@@ -168,10 +168,16 @@ class Recovery:
         session.bookmarks[topic] = Bookmark(position.seq)  # `close` undoes what this says was begun
         if self.standings.listen(topic, position):
             with suppress(Unavailable):  # then the next to come is no worse off than without a watch
-                history = await self._broker.history(topic, 0)
-                for envelope, age in zip(history.envelopes, history.ages, strict=True):
-                    self._lapses.note(envelope, age)  # what began while nobody was here
-                    self.standings[topic].texts.follow(envelope)
+                await self._lanes.run(topic, partial(self._follow, topic, position.seq))
+
+    async def _follow(self, topic: str, upto: int) -> None:
+        """Take notice of what began while nobody was here. What is numbered above `upto` arrives by itself."""
+        history = await self._broker.history(topic, 0)
+        standing = self.standings.get(topic)
+        for envelope, age in zip(history.envelopes, history.ages, strict=True):
+            if standing is not None and envelope.seq <= upto:
+                self._lapses.note(envelope, age)
+                standing.texts.follow(envelope)
 
     async def _start(self, topic: str, asked: tuple[str, Bookmark] | None) -> Start:
         """From where somebody goes on who `asked` for this; in the topic's turn, so that all of it is of one moment."""
@@ -189,6 +195,13 @@ class Recovery:
         """See `_start`. None: something that the broker knows is still on its way here."""
         epoch, bookmark = asked
         whole = not epoch
+        if not whole and epoch != self.standings[topic].epoch:
+            if (await self._broker.position(topic)).epoch != self.standings[topic].epoch:
+                return None
+            # Also where the broker says that the present epoch goes on from that one: it may have lost what it gave out
+            # while this client was away, and nobody is left who knows.
+            standing = self.standings[topic]
+            return Start(standing.version, standing.epoch, self.standings.present(topic), OTHER_EPOCH)
         stretch = await self._stretches.missed(topic, bookmark, whole=whole)
         if stretch is None:
             return None
@@ -196,10 +209,6 @@ class Recovery:
         here = partial(Start, standing.version, standing.epoch)
         if whole:
             return here(Bookmark(stretch.after), None if stretch.complete else NOT_WHOLE, whole=True)
-        if epoch != standing.epoch:
-            # Also where the broker says that the present epoch goes on from that one: it may have lost what it gave out
-            # while this client was away, and nobody is left who knows.
-            return here(self.standings.present(topic), OTHER_EPOCH)
         if bookmark.last > stretch.top:
             return here(self.standings.present(topic), AHEAD)
         if not stretch.complete:
@@ -212,7 +221,9 @@ class Recovery:
         bookmark = session.bookmarks[topic]
         if bookmark.pos != self.standings[topic].seen or bookmark.known or self._holding.held(topic):
             return False
-        session.whole -= {topic}
+        if topic in session.whole:
+            self.standings[topic].texts.tear(session.id)  # history has nothing of those that go on
+            session.whole -= {topic}
         self._hub.join(session, topic, bookmark)
         return True
 
@@ -266,7 +277,8 @@ class Recovery:
         bookmark, whole = session.bookmarks[topic], topic in session.whole
         if bookmark.last > standing.seen:
             return False
-        await self._holding.release(topic, bookmark.has)
+        with suppress(Refused, Disconnect):  # reported by the pipeline; whoever joins has no part in it
+            await self._holding.release(topic, bookmark.has)
         await self._hub.flush(topic)
         if self._hub.port(session) is None:  # gone meanwhile, perhaps as the last that listened
             return True
@@ -284,7 +296,8 @@ class Recovery:
                 reason = NOT_WHOLE if whole else TOO_OLD
                 self.standings.tell_resync(session, topic, session.bookmarks[topic], reason, replayed=whole)
             if stretch.complete or whole:
-                standing.texts.tear(session.id, stretch.torn)
+                if whole and not stretch.complete:
+                    standing.texts.tear(session.id, but=stretch.given)
                 if not await self._catch_up(session, port, topic, stretch):
                     return True
         if not self._kept_out(session):  # also not by what was just written to it
@@ -292,6 +305,9 @@ class Recovery:
             loose = self._hub.missed(session, topic)
             if loose is None:
                 self.standings.tell_resync(session, topic, arrived, TOO_MUCH)
+                session.bookmarks[topic] = arrived
+                if self._kept_out(session):
+                    return True
             self._hub.join(session, topic, arrived)
             self._hub.send(session, loose or [])
         return True
@@ -321,11 +337,19 @@ class Recovery:
 
     def _fit(self, session: Session, topic: str, envelopes: list[Envelope]) -> list[Envelope]:
         """What of a missed stretch is sent to `session`, which was not given the beginning of some texts."""
-        torn = self.standings[topic].texts.torn(session.id)
+        texts = self.standings[topic].texts
+        torn = texts.torn(session.id)
         if not torn:
             return envelopes
         hidden = frozenset({session.id})
-        return [
-            e if text_of(e) not in torn else e.narrowed(without=hidden) if session.plain else marked(e)
-            for e in envelopes
-        ]
+        fit = []
+        for envelope in envelopes:
+            text = text_of(envelope)
+            if text in torn:
+                fit.append(envelope.narrowed(without=hidden) if session.plain else marked(envelope))
+                if ends(envelope):  # what follows is another text
+                    torn.discard(text)
+                    texts.mend(session.id, text)
+            else:
+                fit.append(envelope)
+        return fit

@@ -10,8 +10,9 @@ from router.brokers.base import Position
 from router.envelope import Envelope
 from router.event import Append
 from router.hub import Hub
+from router.room import Views
 from router.session import Bookmark, Session
-from router.text import Texts, marked
+from router.text import Texts, ends, marked, text_of
 
 __all__ = ["Holding", "Standing", "Standings", "place_of", "resync"]
 
@@ -89,6 +90,12 @@ class Standings:
         return True
 
     # -- what happens to a topic, in its turn
+
+    def note(self, envelope: Envelope) -> None:
+        """`envelope` has arrived, and goes into the outbound leg now."""
+        standing = self._by_topic.get(envelope.topic)
+        if standing is not None:
+            standing.texts.note(envelope)
 
     def passed(self, envelope: Envelope) -> None:
         """`envelope` went through the outbound leg: it is history for whoever joins from now on."""
@@ -183,9 +190,18 @@ class Standings:
         if not lacking:
             return envelope
         await self._hub.flush(envelope.topic)  # what came before it goes out before it
+        piece = [marked(envelope)]
+        views: Views = {}
         for session in (self._hub.session(id_) for id_ in lacking):
             if session is not None and not session.plain and self._hub.present(session, envelope.topic):
-                self._hub.send(session, [marked(envelope)], self._hub.floors.get(envelope.topic))
+                self._hub.send(session, piece, self._hub.floors.get(envelope.topic), views)
+                if envelope.seq and not self._hub.present(session, envelope.topic):  # that filled its buffer
+                    before = session.bookmarks[envelope.topic]
+                    session.bookmarks[envelope.topic] = Bookmark(before.pos, before.known | {envelope.seq})
+        if ends(envelope):
+            sessions = [found for id_ in lacking if (found := self._hub.session(id_)) is not None]
+            away = {session.id for session in sessions if not self._hub.present(session, envelope.topic)}
+            standing.texts.keep(text_of(envelope), away)
         return envelope.narrowed(without=lacking)
 
 

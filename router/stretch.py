@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from router import wire
 from router.brokers.base import Broker
 from router.envelope import Envelope
-from router.errors import Disconnect, Refused
 from router.pacing import Fault, conflate
 from router.pipeline import Forward
 from router.room import Views
@@ -47,8 +46,8 @@ class Stretch(Struct, frozen=True):
     """The number after which it begins."""
     arrived: Bookmark
     parts: list[Part]
-    torn: frozenset[Text]
-    """Texts that are left out of it, because their beginning is not there, and that go on."""
+    given: frozenset[Text]
+    """Texts that go on, and whose beginning is in it, where it does not reach back to the first event."""
 
     @property
     def size(self) -> int:
@@ -112,16 +111,16 @@ class Stretches:
         # A position cannot wait behind what is further back: then it is as if history did not have it.
         complete = history.complete and near == unread and (history.whole or not whole)
         complete &= all(number <= bookmark.pos for number in history.breaks)
-        after, torn = bookmark.pos, frozenset[Text]()
+        after, given = bookmark.pos, frozenset[Text]()
         if whole and not complete:
             oldest = min((*(e.seq for e in history.envelopes), *history.unread), default=seen + 1)
             after = min(oldest - 1, seen)
-            missed, torn = without_torn(missed, history.joints)
+            missed, given = without_torn(missed, history.joints)
         parts: list[Part] = []
         if complete or whole:
             merged = conflate(missed, bookmark.known, repeat_critical=bookmark.claimed, fault=self._fault)
             parts = _parts(await self._through(merged))
-        return Stretch(history.top.seq, complete, after, self._standings.delivered(topic), parts, torn)
+        return Stretch(history.top.seq, complete, after, self._standings.delivered(topic), parts, given)
 
     async def _through(self, merged: Sequence[Envelope]) -> list[Envelope]:
         """Send `merged` through the outbound leg; what comes out at its end."""
@@ -131,7 +130,7 @@ class Stretches:
             through.append(envelope)
 
         for envelope in merged:
-            with suppress(Refused, Disconnect):  # reported by the pipeline
+            with suppress(Exception):  # reported by the pipeline; one event is not to keep somebody from all others
                 await self._replay(replace(envelope, replay=True), keep)
         return list(through)  # what a middleware forwards later comes too late
 

@@ -18,6 +18,9 @@ __all__ = ["Continuity", "Ended", "Entry", "Place", "Remembered", "Topic"]
 PATIENCE = 5.0
 """Seconds that whoever waits for what is missing waits at most."""
 
+WAITS = 3
+"""How often a look at history that finds too few loose events is taken again."""
+
 Entry: TypeAlias = tuple[int, bytes, float]
 """A number, header and payload with a line end between them, and its age in seconds by the server's clock."""
 
@@ -89,6 +92,7 @@ class Topic:
         "loose",
         "ready",
         "seq",
+        "waited",
         "waiting",
     )
 
@@ -116,6 +120,8 @@ class Topic:
         """It has begun, or failed to."""
         self.catching_up = True
         """The position is being read; what arrives meanwhile waits in `ahead`."""
+        self.waited = 0
+        """How often it was waited for loose events that are perhaps only late."""
         self.waiting: list[asyncio.Future[None]] = []
         """Those who wait until nothing is missing."""
 
@@ -276,8 +282,12 @@ class Continuity:
         counted = min(topic.loose, ended.loose)
         loose = [entry for entry in found.loose if entry[0] > counted]
         if len(loose) != found.place.loose - counted:
+            if topic.epoch == found.place.epoch and topic.waited < WAITS:
+                topic.waited += 1  # they may be in the socket, not yet read
+                raise Unavailable("events without a number are missing", retry_after=0.1)
             self._begin_anew(name, topic, found)
             return found
+        topic.waited = 0
         topic.loose = counted
         if topic.epoch != found.place.epoch:
             topic.epoch = found.place.epoch

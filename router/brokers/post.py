@@ -14,6 +14,9 @@ __all__ = ["FORGET", "Post", "published"]
 FORGET = 7 * 24 * 3600.0
 """Seconds after a topic's last event in which its numbers are not given again, and `since=0` is told that some are gone."""
 
+QUIET_MS = 300_000
+"""Least life of a numbering without an event: several of the looks by which those who listen prolong it."""
+
 Answer: TypeAlias = tuple[bytes, int, int]
 
 
@@ -38,6 +41,7 @@ class Post:
         self._verb = verb
         self._max_events = max_events
         self.log_ms = int(max_age * 1000)
+        self.quiet_ms = max(self.log_ms, QUIET_MS)
         self.meta_ms = int(max(forget, 2 * max_age) * 1000)
 
     async def publish(self, envelope: Envelope) -> Published:
@@ -58,12 +62,13 @@ class Post:
             self.meta_ms,
             int(envelope.policy.keep),
         )
-        return self._scripts.ask("publish", (names.meta, names.log, id_key), arguments)
+        stream = names.log if envelope.policy.keep else names.loose
+        return self._scripts.ask("publish", (names.meta, stream, id_key), arguments)
 
     async def position(self, topic: str) -> Position:
         """See `Broker.position`."""
         names = names_of(topic)
-        arguments = ("", token_hex(8), self.log_ms)
+        arguments = ("", token_hex(8), self.quiet_ms)
         epoch, seq, *_ = await self._scripts.run("history", (names.meta, names.log, names.loose), arguments)
         return Position(epoch.decode(), seq)
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from secrets import token_hex
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import MsgspecError
 from msgspec.json import encode
@@ -207,19 +207,14 @@ class RedisBroker(Broker):
 
     async def _remembered(self, topic: str, after: int | None) -> Remembered:
         names = names_of(topic)
-        arguments = ("" if after is None else after, token_hex(8), self._post.log_ms)
+        arguments = ("" if after is None else after, token_hex(8), self._post.quiet_ms)
         answer = await self._scripts.run("history", (names.meta, names.log, names.loose), arguments)
-        epoch, seq, loose, past, now, entries, loose_entries = answer
-        words = iter(past.decode().split())
-        found = Remembered(
-            Place(epoch.decode(), seq, loose),
-            [_entry(each, now) for each in entries],
-            [_entry(each, now) for each in loose_entries],
-            {
-                name: Ended(int(last), int(count), doubtful != "0")
-                for name, last, count, doubtful in zip(words, words, words, words, strict=True)
-            },
-        )
+        try:
+            found = _read_memory(answer)
+        except (ValueError, TypeError, AttributeError):  # whoever may write there may write anything
+            what = "what the broker remembers of %s is not readable"
+            log.error(what, topic, extra={"event": "unreadable"})
+            raise Unavailable(what % topic, retry_after=1.0) from None
         return await self._succeeding(topic, found)
 
     async def _succeeding(self, topic: str, found: Remembered) -> Remembered:
@@ -227,14 +222,15 @@ class RedisBroker(Broker):
 
         A server that was emptied numbers from 1 again, and does not know that these are not a topic's first events.
         """
-        before, epoch = self._epochs.pop(topic, None), found.place.epoch
+        before, epoch = self._epochs.get(topic), found.place.epoch
+        if before is not None and before != epoch and before not in found.past:
+            await self._note_lacking(topic, epoch, before, None)
+            found = replace(found, past={before: Ended(0, 0, doubtful=True), **found.past})
+        self._epochs.pop(topic, None)  # not before that is written down, and now as the last
         self._epochs[topic] = epoch
         if len(self._epochs) > EPOCHS:
             del self._epochs[next(iter(self._epochs))]
-        if before is None or before == epoch or before in found.past:
-            return found
-        await self._note_lacking(topic, epoch, before, None)
-        return replace(found, past={before: Ended(0, 0, doubtful=True), **found.past})
+        return found
 
     async def _note_lacking(self, topic: str, epoch: str, before: str, seen: int | None) -> None:
         """Have all nodes know that `epoch` lacks something of the one `before` it, of which `seen` was the last here."""
@@ -382,7 +378,7 @@ class RedisBroker(Broker):
                 pipeline.hmget(names_of(topic).meta, "epoch", "seq", "loose")
             answers = await pipeline.execute()
             for topic, (_, seq, _) in zip(topics, answers, strict=True):
-                pipeline.pexpire(names_of(topic).meta, self._post.meta_ms if int(seq or 0) else self._post.log_ms)
+                pipeline.pexpire(names_of(topic).meta, self._post.meta_ms if int(seq or 0) else self._post.quiet_ms)
             await pipeline.execute()
         return [
             None if epoch is None else Place(epoch.decode(), int(seq), int(loose or 0)) for epoch, seq, loose in answers
@@ -423,6 +419,21 @@ class RedisBroker(Broker):
     @property
     def _own_channel(self) -> str:
         return node_channel(self.node)
+
+
+def _read_memory(answer: list[Any]) -> Remembered:
+    """What the script `history` answered."""
+    epoch, seq, loose, past, now, entries, loose_entries = answer
+    words = iter(past.decode().split())
+    return Remembered(
+        Place(epoch.decode(), seq, loose),
+        [_entry(each, now) for each in entries],
+        [_entry(each, now) for each in loose_entries],
+        {
+            name: Ended(int(last), int(count), doubtful != "0")
+            for name, last, count, doubtful in zip(words, words, words, words, strict=True)
+        },
+    )
 
 
 def _entry(entry: tuple[bytes, list[bytes]], now: int) -> Entry:

@@ -249,3 +249,30 @@ def test_a_stream_is_joined_only_up_to_a_bounded_length():
     half = "x" * (pacing.MAX_JOINED // 2)
     told_ = conflate([text("s", half, 1), text("s", half, 2), text("s", half, 3)])
     assert [len(e.event.text) for e in told_] == [pacing.MAX_JOINED, len(half)]
+
+
+def test_what_an_event_costs_that_passes_does_not_grow_with_what_a_merge_has_taken_in(monkeypatch):
+    """5,000 parts of one sum wait: who passes them is not to count them, or a burst costs its square."""
+
+    class Sum(Event, frozen=True, tag="review_sum"):
+        n: int
+
+    class Passing(Event, frozen=True, tag="review_passing"):
+        n: int
+
+    class Counted(set):
+        looked_at = 0
+
+        def __iter__(self):
+            for each in super().__iter__():
+                Counted.looked_at += 1
+                yield each
+
+    sums = Plugin(Sum, Policy(deliver=Merge(by=(), function=lambda a, b: Sum(n=a.n + b.n))))
+    window = Window(1.0)
+    for seq in range(1, 102):
+        window.offer(envelope(sums, Sum(n=1), seq=seq), 0.0)
+    for held in window._held.values():
+        held.seqs = Counted(held.seqs)
+    window.offer(envelope(Plugin(Passing), Passing(n=1), seq=102), 0.0)
+    assert Counted.looked_at <= 1

@@ -5,7 +5,7 @@
 -- Returns { epoch, seq, loose, past, now in ms, entries, loose entries }; see `publish` for `past`.
 -- Whether this server may have lost events that the one before it (`was`) had told of. A replica that was promoted may
 -- lack the last; one that was started anew has only what it wrote down, unless it writes down each event.
-local function doubtful(log, was, replication)
+local function doubtful(was, replication, log)
   if string.find(replication, 'master_replid2:' .. was, 1, true) then return 1 end
   if string.find(redis.call('INFO', 'persistence'), 'aof_enabled:1', 1, true) then return 0 end
   local uptime = tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)') or 0)
@@ -31,8 +31,8 @@ if not epoch then
   redis.call('PEXPIRE', meta, ARGV[3])
 elseif was ~= run then
   if was then
-    past = past .. table.concat({ epoch, seq, loose, doubtful(log, was, replication) }, ' ') .. ' '
-    while #past > 1000 do past = string.gsub(past, '^%S+ %S+ %S+ %S+ ', '', 1) end
+    past = past .. table.concat({ epoch, seq, loose, doubtful(was, replication, log) }, ' ') .. ' '
+    if #past > 1000 then past = string.match(past, '^.*( %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ )$') or '? 0 0 1 ' end
     epoch = ARGV[2]
   end
   redis.call('HSET', meta, 'epoch', epoch, 'run', run, 'past', past)

@@ -1,5 +1,5 @@
 -- Number one event, remember it, carry it. One round trip; the same id again changes nothing.
--- KEYS: 1 meta (hash: epoch, seq, loose, run, past)  2 log (stream, entry id = number)
+-- KEYS: 1 meta (hash: epoch, seq, loose, run, past)  2 log (stream, entry id = number); for what is not kept: loose
 --       3 id of the message, or meta again when it has none
 -- ARGV: 1 header (JSON), line feed, event (JSON)  2 sixteen random letters: the mark of this call, and the epoch, should
 --       one begin  3 PUBLISH or SPUBLISH  4 most entries  5 log's life in ms  6 meta's life in ms  7 keep: 1 or 0
@@ -7,7 +7,7 @@
 -- Returns { epoch, seq, duplicate }. The channel is the meta key with `live` for `meta`.
 -- Whether this server may have lost events that the one before it (`was`) had told of. A replica that was promoted may
 -- lack the last; one that was started anew has only what it wrote down, unless it writes down each event.
-local function doubtful(log, was, replication)
+local function doubtful(was, replication, log)
   if string.find(replication, 'master_replid2:' .. was, 1, true) then return 1 end
   if string.find(redis.call('INFO', 'persistence'), 'aof_enabled:1', 1, true) then return 0 end
   local uptime = tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)') or 0)
@@ -21,7 +21,7 @@ local function doubtful(log, was, replication)
   return at > (time[1] - uptime) * 1000 + time[2] / 1000 and 0 or 1
 end
 
-local meta, log, mark = KEYS[1], KEYS[2], ARGV[2]
+local meta, stream, mark = KEYS[1], KEYS[2], ARGV[2]
 local base = string.sub(meta, 1, -5)
 local replication = redis.call('INFO', 'replication')
 local run = string.match(replication, 'master_replid:(%x+)') or ''
@@ -30,23 +30,22 @@ past = past or ''
 if not epoch then
   -- The numbering is gone (expired, evicted, flushed): what is in the log belongs to no epoch any more.
   epoch = mark
-  if redis.call('DEL', log, base .. 'loose') > 0 then past = '? 0 0 1 ' end -- another went before it
+  if redis.call('DEL', base .. 'log', base .. 'loose') > 0 then past = '? 0 0 1 ' end -- another went before it
   redis.call('HSET', meta, 'epoch', epoch, 'seq', 0, 'run', run, 'past', past)
 elseif was ~= run then
   -- Another server, or this one after a restart: it may have less than was told of. What it has goes on under a new
   -- epoch; `past` says up to where the old one holds, and whether it may have gone further.
   if was then
-    past = past .. table.concat({ epoch, seq, loose or 0, doubtful(log, was, replication) }, ' ') .. ' '
-    while #past > 1000 do past = string.gsub(past, '^%S+ %S+ %S+ %S+ ', '', 1) end
+    past = past .. table.concat({ epoch, seq, loose or 0, doubtful(was, replication, base .. 'log') }, ' ') .. ' '
+    if #past > 1000 then past = string.match(past, '^.*( %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ )$') or '? 0 0 1 ' end
     epoch = mark
   end
   redis.call('HSET', meta, 'epoch', epoch, 'run', run, 'past', past)
 end
 local keep = ARGV[7] == '1'
 -- Presence alone, of people who merely look, is not to leave numberings behind.
-redis.call('PEXPIRE', meta, (keep or tonumber(seq or 0) > 0) and ARGV[6] or ARGV[5])
-local counter, stream, most = 'seq', log, ARGV[4]
-if not keep then counter, stream, most = 'loose', base .. 'loose', 100 end
+redis.call('PEXPIRE', meta, (keep or tonumber(seq or 0) > 0) and ARGV[6] or math.max(ARGV[5], 300000))
+local counter, most = keep and 'seq' or 'loose', keep and ARGV[4] or 500
 if KEYS[3] ~= meta then
   local known = redis.call('GET', KEYS[3])
   if known then
