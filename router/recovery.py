@@ -300,6 +300,10 @@ class Recovery:
                     standing.texts.tear(session.id, but=stretch.given)
                 if not await self._catch_up(session, port, topic, stretch):
                     return True
+                if not stretch.complete and session.bookmarks[topic].pos < arrived.pos and not session.plain:
+                    # What was left out last has no frame: it would be sent after all to whoever comes back.
+                    position = wire.Batch(events=[], pos=arrived.pos, topic=wire.topic_label(topic))
+                    self._hub.say(session, wire.encode(position))
         if not self._kept_out(session):  # also not by what was just written to it
             session.whole -= {topic}
             loose = self._hub.missed(session, topic)

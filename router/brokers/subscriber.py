@@ -9,6 +9,7 @@ from random import uniform
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from router.brokers.link import Link
@@ -200,7 +201,10 @@ class _Line:
         self.read()
         try:
             if self._pubsub is not None:
-                await self._subscribe(self._pubsub, channels)
+                try:
+                    await self._subscribe(self._pubsub, channels)
+                except AWAY:
+                    await self.cut()  # the reader connects anew, and asks for all that is wanted
             await asyncio.gather(*waiting)
         finally:
             for channel in channels:
@@ -245,8 +249,11 @@ class _Line:
     async def _subscribe(self, pubsub: Any, channels: list[str]) -> None:
         # Shard channels of several slots cannot be named in one command.
         size = 1 if self.name else BATCH
-        for start in range(0, len(channels), size):
-            await (pubsub.ssubscribe if self.name else pubsub.subscribe)(*channels[start : start + size])
+        try:
+            for start in range(0, len(channels), size):
+                await (pubsub.ssubscribe if self.name else pubsub.subscribe)(*channels[start : start + size])
+        except AttributeError:  # redis-py's word for a connection that another task has just given up
+            raise RedisConnectionError("cut while subscribing") from None
 
     async def _read(self) -> None:
         pause = 0.0
