@@ -13,7 +13,7 @@ from router.session import Bookmark, Session
 
 __all__ = ["Hub"]
 
-LOOSE = 100
+LOOSE = 500
 """Events without a number that are kept of one topic for those who are away from it."""
 
 SLICE = 100

@@ -206,7 +206,7 @@ def test_the_table_of_figures_of_delivery_is_that_of_the_code() -> None:
 
 
 def test_what_the_scripts_keep_of_events_without_a_number_is_what_nodes_keep() -> None:
-    assert f"base .. 'loose', {hub.LOOSE} " in lua("publish")
+    assert f"keep and ARGV[4] or {hub.LOOSE}\n" in lua("publish")
 
 
 def metric_names() -> Iterator[str]:
