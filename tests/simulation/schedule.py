@@ -126,10 +126,23 @@ class _Drawing:
         if chance.random() < 0.3:  # in quiet, for whatever else is said ends what it looks for
             self.two_pages(self.length + 0.6)
             self.length += 1.6
+        self.more()
         self.steps.sort(key=lambda step: step.at)
         pace = chance.choice((0.3, 1.0, 1.0, 2.0))
         window = chance.choice((4 * 1024, 128 * 1024, 128 * 1024))
         return Plan(self.seed, self.broker, self.length, settings, self.nodes, self.viewers, self.steps, pace, window)
+
+    def more(self) -> None:
+        """Scenes that mutations have taught, with a chance of their own: what was drawn before stays as it was."""
+        chance = self.chance = Random(f"more {self.seed} {self.broker}")
+        if self.redis and chance.random() < 0.25:
+            self.windows_apart(self.when() * 0.5)
+        if chance.random() < 0.12:
+            self.many_keys(self.when() * 0.6)
+        if chance.random() < 0.2:
+            self.again(self.when() * 0.8)
+        if self.novel and chance.random() < 0.7:
+            self.read_by_another(self.when() * 0.6)
 
     # -- what publishers do
 
@@ -224,6 +237,50 @@ class _Drawing:
         """Somebody stops reading while much is said, and reads again."""
         self.add(at, "slow", viewer=self.viewer(), seconds=self.chance.choice((1.0, 2.5)))
         self.add(at, "chat", name=self.name("long"), way=self.way(), count=40, gap=0.004, size=8000)
+
+    def windows_apart(self, at: float) -> None:
+        """Two nodes hear the same and let it go at different times: the second had nobody there when it began.
+
+        Who goes from the one to the other in between has a part of what is held there.
+        """
+        chance = self.chance
+        first, second = chance.sample([node["host"] for node in self.nodes], 2)
+        viewers = [viewer["host"] for viewer in self.viewers]
+        for viewer in viewers:
+            self.add(at, "move", viewer=viewer, to=first, politely=True)
+        at += 0.4
+        if chance.random() < 0.6:
+            self.add(at, "stream", name=self.name("stream"), way=self.way(), pieces=60, gap=0.03, ends=True)
+        else:
+            self.add(at, "tally", name=self.name("tally"), way=self.way(), count=40, gap=0.04)
+        pioneer, *others = chance.sample(viewers, len(viewers))
+        self.add(at + chance.uniform(0.2, 0.8), "move", viewer=pioneer, to=second, politely=True)
+        for viewer in others:
+            self.add(at + chance.uniform(1.0, 2.2), "move", viewer=viewer, to=second, politely=chance.random() < 0.5)
+
+    def many_keys(self, at: float) -> None:
+        """More is let go at once than fits into a frame, and people are cut off between two frames of it."""
+        self.add(at, "burst", name=self.name("burst"), way=self.way(), keys=100, gap=0.05)
+        for viewer in self.viewers:
+            self.add(at + 1.0 + self.chance.uniform(0.0, 0.08), "drop", viewer=viewer["host"])
+
+    def again(self, at: float) -> None:
+        """A step is started anew while what was said of it is still held."""
+        chance = self.chance
+        name, way = self.name("progress"), self.way()
+        for start in (at, at + chance.uniform(0.1, 0.6)):
+            self.add(start, "progress", name=name, way=way, count=3, gap=0.002, ends=start > at)
+
+    def read_by_another(self, at: float) -> None:
+        """On a node of the older version, where an event cannot be read, people hear what comes after, and leave it."""
+        new, old = self.nodes[0]["host"], self.nodes[1]["host"]
+        for viewer in self.viewers:
+            self.add(at, "move", viewer=viewer["host"], to=old, politely=True)
+        self.add(at + 0.4, "novel", name=self.name("novel"), way="backend", count=2, gap=0.05)
+        self.add(at + 0.6, "tally", name=self.name("tally"), way="backend", count=3, gap=0.1)
+        for viewer in self.viewers:
+            later = at + self.chance.uniform(0.6, 3.0)
+            self.add(later, "move", viewer=viewer["host"], to=new, politely=self.chance.random() < 0.5)
 
     def idle_regress(self, at: float) -> None:
         """Redis comes back with less while nobody listens to a project; more is said there; its viewer comes back."""
