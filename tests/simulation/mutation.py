@@ -70,6 +70,7 @@ MUTATIONS = (
         "        await self._holding.release(topic, bookmark.has)\n",
         "",
         "who moves within a window is sent what it has a second time, merged with more",
+        ("redis",),
     ),
     Mutation(
         "join-before-flush",
@@ -84,6 +85,7 @@ MUTATIONS = (
         "if starts[t].version != self.standings[t].version]",
         "if starts[t].epoch == '?']",
         "a client is welcomed with a position that a new numbering has overtaken, and is deaf from then on",
+        ("redis",),
     ),
     Mutation(
         "known-left-out",
@@ -93,11 +95,11 @@ MUTATIONS = (
         "who comes back is sent again what it has beyond its position",
     ),
     Mutation(
-        "present-passes-held",
+        "arrived-passes-held",
         "standing.py",
-        "return all_but(self._holding.held(topic), self._by_topic[topic].seen)",
-        "return Bookmark(self._by_topic[topic].seen)",
-        "a new page is told that it has what is still held back: it drops it as seen",
+        "return all_but(self._holding.held(topic) | standing.unread, standing.seen)",
+        "return all_but(standing.unread, standing.seen)",
+        "who catches up is told that it has what is still held back: it drops it as seen",
     ),
     # -- hub
     Mutation(
@@ -115,11 +117,12 @@ MUTATIONS = (
         "who reads slowly is sent again all that it got since it joined",
     ),
     Mutation(
-        "advance-past-floor",
+        "floor-not-written",
         "hub.py",
-        "room.advance(envelopes, floor)",
-        "room.advance(envelopes)",
-        "an event that a node cannot read counts as received by a client that falls behind there",
+        "count += await self._write(room, envelopes, floor)",
+        "count += await self._write(room, envelopes, None)",
+        "an event that a node cannot read counts as received by whoever hears what comes after it there",
+        ("redis",),
     ),
     # -- continuity
     Mutation(

@@ -141,6 +141,8 @@ class _Drawing:
             self.many_keys(self.when() * 0.6)
         if chance.random() < 0.2:
             self.again(self.when() * 0.8)
+        if chance.random() < 0.12:
+            self.last_words(self.length + 2.0)
         if self.novel and chance.random() < 0.7:
             self.read_by_another(self.when() * 0.6)
 
@@ -260,9 +262,9 @@ class _Drawing:
 
     def many_keys(self, at: float) -> None:
         """More is let go at once than fits into a frame, and people are cut off between two frames of it."""
-        self.add(at, "burst", name=self.name("burst"), way=self.way(), keys=100, gap=0.05)
+        self.add(at, "burst", name=self.name("burst"), way=self.way(), keys=100, gap=0.05, size=700)
         for viewer in self.viewers:
-            self.add(at + 1.0 + self.chance.uniform(0.0, 0.08), "drop", viewer=viewer["host"])
+            self.add(at + self.chance.uniform(1.0, 1.2), "drop", viewer=viewer["host"])
 
     def again(self, at: float) -> None:
         """A step is started anew while what was said of it is still held."""
@@ -270,6 +272,12 @@ class _Drawing:
         name, way = self.name("progress"), self.way()
         for start in (at, at + chance.uniform(0.1, 0.6)):
             self.add(start, "progress", name=name, way=way, count=3, gap=0.002, ends=start > at)
+
+    def last_words(self, at: float) -> None:
+        """Two windows of different length wait, the shorter one first, and after that nothing is said any more."""
+        self.add(at, "cursor", name=self.name("cursor"), way="http", count=2, gap=0.002)
+        self.add(at + 0.08, "tally", name=self.name("tally"), way="http", count=3, gap=0.002)
+        self.length = at + 1.5
 
     def read_by_another(self, at: float) -> None:
         """On a node of the older version, where an event cannot be read, people hear what comes after, and leave it."""

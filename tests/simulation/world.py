@@ -461,7 +461,7 @@ class _World:
         topic = self._project(step)
         said = [self.ledger.ask(topic, "sim_tally", "merge", key=f"tally.{n}", at=self.loop.now) for n in names]
         events = [
-            {"type": "sim_tally", "what": name, "entries": [each.mark]}
+            {"type": "sim_tally", "what": name, "entries": [each.mark + "x" * step.more["size"]]}
             for name, each in zip(names, said, strict=True)
         ]
         await self._publish(said, events, step.more["way"])
