@@ -268,10 +268,8 @@ class _Drawing:
 
     def again(self, at: float) -> None:
         """A step is started anew while what was said of it is still held."""
-        chance = self.chance
-        name, way = self.name("progress"), self.way()
-        for start in (at, at + chance.uniform(0.1, 0.6)):
-            self.add(start, "progress", name=name, way=way, count=3, gap=0.002, ends=start > at)
+        pause = self.chance.uniform(0.05, 0.6)
+        self.add(at, "progress", name=self.name("progress"), way=self.way(), count=3, gap=0.002, starts=2, pause=pause)
 
     def last_words(self, at: float) -> None:
         """Two windows of different length wait, the shorter one first, and after that nothing is said any more."""

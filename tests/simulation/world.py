@@ -402,18 +402,23 @@ class _World:
 
     async def do_progress(self, step: Step) -> None:
         name, way, topic = step.more["name"], step.more["way"], self._project(step)
-        said = self.ledger.ask(topic, "step_started", "now", key=f"started.{name}", at=self.loop.now, about=name)
-        await self._publish([said], [{"type": "step_started", "step_id": name, "timestamp": said.mark}], way)
-        for number in range(step.more["count"]):
-            said = self.ledger.ask(topic, "step_progress", "latest", key=f"progress.{name}", at=self.loop.now, about=name)
-            event = {
-                "type": "step_progress",
-                "step_id": name,
-                "progress": number / 100,
-                "message": said.mark,
-            }
-            await self._publish([said], [event], way)
-            await asyncio.sleep(step.more["gap"])
+        for start in range(step.more.get("starts", 1)):
+            if start:
+                await asyncio.sleep(step.more["pause"])
+            said = self.ledger.ask(topic, "step_started", "now", key=f"started.{name}", at=self.loop.now, about=name)
+            await self._publish([said], [{"type": "step_started", "step_id": name, "timestamp": said.mark}], way)
+            for number in range(step.more["count"]):
+                said = self.ledger.ask(
+                    topic, "step_progress", "latest", key=f"progress.{name}", at=self.loop.now, about=name
+                )
+                event = {
+                    "type": "step_progress",
+                    "step_id": name,
+                    "progress": number / 100,
+                    "message": said.mark,
+                }
+                await self._publish([said], [event], way)
+                await asyncio.sleep(step.more["gap"])
         if step.more.get("ends", True):
             said = self.ledger.ask(
                 topic,
