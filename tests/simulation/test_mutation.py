@@ -4,16 +4,15 @@ import pytest
 
 from tests.simulation.mutation import MUTATIONS, Mutation, Stale, hunt, mutated
 
-KNOWN = {"known-left-out": ("memory", "1-12"), "position-past-held": ("memory", "1-4")}
-"""Mutations that few seeds find; the whole hunt is `python -m tests.simulation.mutation`."""
+KNOWN = {"known-left-out": ("memory", 1, 12), "position-past-held": ("memory", 1, 4)}
+"""Mutations that these few seeds find; the whole hunt is `python -m tests.simulation.mutation`."""
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_broken_router_is_noticed(name: str) -> None:
-    broker, seeds = KNOWN[name]
-    assert hunt(BY_NAME[name], broker, seeds).seed is not None
+    assert hunt(BY_NAME[name], *KNOWN[name]).seed is not None
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
