@@ -52,9 +52,7 @@ class _Visit:
     prompt: bool
 
 
-def judge(
-    ledger: Ledger, clients: Iterable[Client], *, ended: float, settled: float = float("inf")
-) -> list[Violation]:
+def judge(ledger: Ledger, clients: Iterable[Client], *, ended: float, settled: float = float("inf")) -> list[Violation]:
     """Every broken promise. To be called when faults have stopped and there was time for all to come right.
 
     `settled`: when that time was over. What is shown after it, and is no probe, was overlooked until the probe came.
