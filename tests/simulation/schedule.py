@@ -145,6 +145,10 @@ class _Drawing:
             self.last_words(self.length + 2.0)
         if self.novel and chance.random() < 0.7:
             self.read_by_another(self.when() * 0.6)
+        if self.redis and chance.random() < 0.2:
+            self.overtaken(chance.uniform(0.4, 1.0))
+        if self.redis and chance.random() < 0.1:
+            self.cut_off(self.when() * 0.5)
 
     # -- what publishers do
 
@@ -270,6 +274,23 @@ class _Drawing:
         """A step is started anew while what was said of it is still held."""
         pause = self.chance.uniform(0.05, 0.6)
         self.add(at, "progress", name=self.name("progress"), way=self.way(), count=3, gap=0.002, starts=2, pause=pause)
+
+    def overtaken(self, at: float) -> None:
+        """All come back at the moment at which a new numbering begins, and soon has more than they had of the old."""
+        self.add(at, "flush")
+        self.add(at + 0.002, "burst", name=self.name("burst"), way="backend", keys=60, gap=0.0, size=0)
+        for viewer in self.viewers:
+            when = at + self.chance.uniform(-0.08, 0.03)
+            self.add(when, "move", viewer=viewer["host"], to=self.other_node(), politely=True)
+
+    def cut_off(self, at: float) -> None:
+        """No node hears anything of Redis for long, and Redis comes back without what a backend said meanwhile."""
+        self.add(at, "snapshot")
+        for node in self.nodes:
+            self.add(at + 0.01, "hole", one=node["host"], other="redis", seconds=13.0)
+        self.add(at + 1.0, "chat", name=self.name("chat"), way="backend", count=4, gap=0.05)
+        self.add(at + 3.0, "outage", back="snapshot", seconds=0.3)
+        self.length = max(self.length, at + 14.5)
 
     def last_words(self, at: float) -> None:
         """Two windows of different length wait, the shorter one first, and after that nothing is said any more."""
