@@ -148,7 +148,7 @@ class _Drawing:
         if self.redis and chance.random() < 0.2:
             self.overtaken(chance.uniform(0.4, 1.0))
         if self.redis and chance.random() < 0.1:
-            self.cut_off(self.when() * 0.5)
+            self.cut_off(self.length + 2.0)
 
     # -- what publishers do
 
@@ -284,7 +284,7 @@ class _Drawing:
             self.add(when, "move", viewer=viewer["host"], to=self.other_node(), politely=True)
 
     def cut_off(self, at: float) -> None:
-        """No node hears anything of Redis for long, and Redis comes back without what a backend said meanwhile."""
+        """In quiet, no node hears anything of Redis for long, and Redis comes back without what a backend said meanwhile."""
         self.add(at, "snapshot")
         for node in self.nodes:
             self.add(at + 0.01, "hole", one=node["host"], other="redis", seconds=13.0)
