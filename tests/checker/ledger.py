@@ -35,6 +35,8 @@ class Publication:
     asked_at: float
     line: str = ""
     """Publications of one line came one after the other: those that are never held are shown in that order."""
+    about: str = ""
+    """Publications about one thing came one after the other: none is shown after a later one that is never held."""
     settles: str | None = None
     """The key of which it makes obsolete what was published before it."""
     identified: bool = True

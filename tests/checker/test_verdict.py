@@ -254,3 +254,24 @@ def test_what_was_missed_between_two_connections_is_owed() -> None:
 
 def test_marks_are_found_wherever_they_stand() -> None:
     assert marks({"type": "x", "a": {"b": ["<k:1>", "c"]}, "d": "<l.m:22><k:3>"}) == [("k", 1), ("l.m", 22), ("k", 3)]
+
+
+def test_what_is_held_must_not_come_after_what_was_said_later_about_the_same_thing() -> None:
+    story = Story()
+    story.open()
+    progress = story.publish("progress", "latest", about="step")
+    completed = story.publish("completed", "now", about="step")
+    story.show(completed, pos=0)
+    story.show(progress, seq=1)
+    assert story.kinds() == ["order"]
+
+
+def test_what_comes_only_with_the_probe_is_late() -> None:
+    story = Story()
+    story.open()
+    said, settled = story.publish(), story.now + 0.7
+    probe = story.publish("probe", probe=True)
+    story.show(said, seq=1)
+    story.show(probe)
+    found = judge(story.ledger, [story.client], ended=story.now + 10, settled=settled)
+    assert [violation.kind for violation in found] == ["late"]

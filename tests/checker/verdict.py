@@ -18,7 +18,7 @@ class Violation:
     """A promise that was broken: `lost`, `cut` (lost at the old end of history: `since=0` was answered as if it were
     all there is), `twice`, `nagged` (the same, of a critical event and a plain client, which cannot acknowledge), `order`,
     `torn`, `gap` (the same, of pieces that the broker itself forgot), `deaf`, `passing` (an event that is not kept did not reach one who was
-    there), `phantom` (refused, and shown). Whoever runs the checker adds `presence`, `seat`, `away`.
+    there), `late` (it came only when something else was published), `phantom` (refused, and shown). Whoever runs the checker adds `presence`, `seat`, `away`.
     """
 
     kind: str
@@ -52,8 +52,10 @@ class _Visit:
     prompt: bool
 
 
-def judge(ledger: Ledger, clients: Iterable[Client], *, ended: float) -> list[Violation]:
+def judge(ledger: Ledger, clients: Iterable[Client], *, ended: float, settled: float = float("inf")) -> list[Violation]:
     """Every broken promise. To be called when faults have stopped and there was time for all to come right.
+
+    `settled`: when that time was over. What is shown after it, and is no probe, was overlooked until the probe came.
 
     Nothing is lost without `resync`: what a publisher was told is published, after a client knew its position, is
     shown to it, merged into something shown, settled, or covered by a `resync`. Only clients that are connected at
@@ -76,7 +78,7 @@ def judge(ledger: Ledger, clients: Iterable[Client], *, ended: float) -> list[Vi
                 excused = max(
                     [moment + REACH for moment in ledger.forgotten] + _breaks(everyone, topic), default=excused
                 )
-            found += _View(client, topic, mine, known, settling, ledger.forgotten, excused, ended).violations()
+            found += _View(client, topic, mine, known, settling, ledger.forgotten, excused, ended, settled).violations()
     return sorted(found, key=lambda violation: violation.at)
 
 
@@ -106,6 +108,7 @@ class _View:
         forgotten: list[float],
         excused: float,
         ended: float,
+        settled: float,
     ) -> None:
         self._client = client
         self._topic = topic
@@ -115,6 +118,7 @@ class _View:
         self._forgotten = forgotten
         self._excused = excused
         self._ended = ended
+        self._settled = settled
         self._found: list[Violation] = []
         self._segments: list[_Segment] = []
         self._visits: list[_Visit] = []
@@ -203,6 +207,8 @@ class _View:
                 and (publication.identified or publication.outcome == "published")
             ):
                 self._twice[key].append((number, segment.shown[key, number], note))
+            if note.at > self._settled and not publication.probe and (key, number) not in self._all_shown:
+                self._tell("late", f"{publication.mark} was shown only after everything had settled", note.at)
             orderly = not again and publication.outcome == "published" and key not in self._repeated
             if orderly and not note.event.get("redelivered"):
                 self._check_order(segment, publication, note)
@@ -219,12 +225,13 @@ class _View:
             self._tell("order", f"{publication.mark} after {last} (shown at {at:.3f}) in {_short(note)}", note.at)
         else:
             segment.last[key] = number, note.at
-        if publication.line and publication.way == "now":
-            before = segment.line.get(publication.line)
+        now = publication.way == "now"
+        for line in {publication.line if now else "", publication.about} - {""}:
+            before = segment.line.get(line)
             if before is not None and before.order > publication.order:
                 self._tell("order", f"{publication.mark} after {before.mark}, which was published later", note.at)
-            else:
-                segment.line[publication.line] = publication
+            elif now:
+                segment.line[line] = publication
 
     # -- what was not shown
 

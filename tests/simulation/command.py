@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", type=Path, help="A file in which it is noted how far this run has come.")
     parser.add_argument("--json", action="store_true", help="End with one line of JSON, for a program.")
     parser.add_argument("--quiet", action="store_true", help="Do not print the violations.")
-    parser.add_argument("--until-kind", help="Stop at the first seed with this kind of violation.")
+    parser.add_argument("--until-kind", help="Stop at the first seed with this kind of violation, or `any`.")
     return parser
 
 
@@ -205,8 +205,8 @@ def _many(given: Any) -> int:
         if given.resume is not None and (played.broker, played.seed) in waiting:
             waiting.pop((played.broker, played.seed))
             given.resume.write_text(f"{next(iter(waiting))[1] - 1 if waiting else span[-1]}\n")
-        if given.until_kind is not None and given.until_kind in played.kinds:
-            print(f"{given.until_kind} at seed {played.seed} on {played.broker}, after {tally.seeds} seeds")
+        if given.until_kind in played.kinds or (given.until_kind == "any" and played.kinds):
+            print(f"{', '.join(played.kinds)} at seed {played.seed} on {played.broker}, after {tally.seeds} seeds")
             break
     _report(tally)
     if given.json:

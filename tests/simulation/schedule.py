@@ -126,10 +126,29 @@ class _Drawing:
         if chance.random() < 0.3:  # in quiet, for whatever else is said ends what it looks for
             self.two_pages(self.length + 0.6)
             self.length += 1.6
+        self.more()
         self.steps.sort(key=lambda step: step.at)
         pace = chance.choice((0.3, 1.0, 1.0, 2.0))
         window = chance.choice((4 * 1024, 128 * 1024, 128 * 1024))
         return Plan(self.seed, self.broker, self.length, settings, self.nodes, self.viewers, self.steps, pace, window)
+
+    def more(self) -> None:
+        """Scenes that mutations have taught, with a chance of their own: what was drawn before stays as it was."""
+        chance = self.chance = Random(f"more {self.seed} {self.broker}")
+        if self.redis and chance.random() < 0.25:
+            self.windows_apart(self.when() * 0.5)
+        if chance.random() < 0.12:
+            self.many_keys(self.when() * 0.6)
+        if chance.random() < 0.2:
+            self.again(self.when() * 0.8)
+        if chance.random() < 0.12:
+            self.last_words(self.length + 2.0)
+        if self.novel and chance.random() < 0.7:
+            self.read_by_another(self.when() * 0.6)
+        if self.redis and chance.random() < 0.2:
+            self.overtaken(chance.uniform(0.4, 1.0))
+        if self.redis and chance.random() < 0.1:
+            self.cut_off(self.length + 2.0)
 
     # -- what publishers do
 
@@ -224,6 +243,71 @@ class _Drawing:
         """Somebody stops reading while much is said, and reads again."""
         self.add(at, "slow", viewer=self.viewer(), seconds=self.chance.choice((1.0, 2.5)))
         self.add(at, "chat", name=self.name("long"), way=self.way(), count=40, gap=0.004, size=8000)
+
+    def windows_apart(self, at: float) -> None:
+        """Two nodes hear the same and let it go at different times: the second had nobody there when it began.
+
+        Who goes from the one to the other in between has a part of what is held there.
+        """
+        chance = self.chance
+        first, second = chance.sample([node["host"] for node in self.nodes], 2)
+        viewers = [viewer["host"] for viewer in self.viewers]
+        for viewer in viewers:
+            self.add(at, "move", viewer=viewer, to=first, politely=True)
+        at += 0.4
+        if chance.random() < 0.6:
+            self.add(at, "stream", name=self.name("stream"), way=self.way(), pieces=60, gap=0.03, ends=True)
+        else:
+            self.add(at, "tally", name=self.name("tally"), way=self.way(), count=40, gap=0.04)
+        pioneer, *others = chance.sample(viewers, len(viewers))
+        self.add(at + chance.uniform(0.2, 0.8), "move", viewer=pioneer, to=second, politely=True)
+        for viewer in others:
+            self.add(at + chance.uniform(1.0, 2.2), "move", viewer=viewer, to=second, politely=chance.random() < 0.5)
+
+    def many_keys(self, at: float) -> None:
+        """More is let go at once than fits into a frame, and people are cut off between two frames of it."""
+        self.add(at, "burst", name=self.name("burst"), way=self.way(), keys=100, gap=0.05, size=700)
+        for viewer in self.viewers:
+            self.add(at + self.chance.uniform(1.0, 1.2), "drop", viewer=viewer["host"])
+
+    def again(self, at: float) -> None:
+        """A step is started anew while what was said of it is still held."""
+        pause = self.chance.uniform(0.05, 0.6)
+        self.add(at, "progress", name=self.name("progress"), way=self.way(), count=3, gap=0.002, starts=2, pause=pause)
+
+    def overtaken(self, at: float) -> None:
+        """All come back at the moment at which a new numbering begins, and soon has more than they had of the old."""
+        self.add(at, "flush")
+        self.add(at + 0.002, "burst", name=self.name("burst"), way="backend", keys=60, gap=0.0, size=0)
+        for viewer in self.viewers:
+            when = at + self.chance.uniform(-0.08, 0.03)
+            self.add(when, "move", viewer=viewer["host"], to=self.other_node(), politely=True)
+
+    def cut_off(self, at: float) -> None:
+        """In quiet, no node hears anything of Redis for long, and Redis comes back without what a backend said meanwhile."""
+        self.add(at, "snapshot")
+        for node in self.nodes:
+            self.add(at + 0.01, "hole", one=node["host"], other="redis", seconds=13.0)
+        self.add(at + 1.0, "chat", name=self.name("chat"), way="backend", count=4, gap=0.05)
+        self.add(at + 3.0, "outage", back="snapshot", seconds=0.3)
+        self.length = max(self.length, at + 14.5)
+
+    def last_words(self, at: float) -> None:
+        """Two windows of different length wait, the shorter one first, and after that nothing is said any more."""
+        self.add(at, "cursor", name=self.name("cursor"), way="http", count=2, gap=0.002)
+        self.add(at + 0.08, "tally", name=self.name("tally"), way="http", count=3, gap=0.002)
+        self.length = at + 1.5
+
+    def read_by_another(self, at: float) -> None:
+        """On a node of the older version, where an event cannot be read, people hear what comes after, and leave it."""
+        new, old = self.nodes[0]["host"], self.nodes[1]["host"]
+        for viewer in self.viewers:
+            self.add(at, "move", viewer=viewer["host"], to=old, politely=True)
+        self.add(at + 0.4, "novel", name=self.name("novel"), way="backend", count=2, gap=0.05)
+        self.add(at + 0.6, "tally", name=self.name("tally"), way="backend", count=3, gap=0.1)
+        for viewer in self.viewers:
+            later = at + self.chance.uniform(0.6, 3.0)
+            self.add(later, "move", viewer=viewer["host"], to=new, politely=self.chance.random() < 0.5)
 
     def idle_regress(self, at: float) -> None:
         """Redis comes back with less while nobody listens to a project; more is said there; its viewer comes back."""

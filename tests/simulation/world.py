@@ -136,13 +136,15 @@ class _World:
         await asyncio.sleep(SETTLE)
         for viewer in self.viewers.values():
             viewer.check()
+        settled = loop.now
         await self._probe()
         for host, viewer in self.viewers.items():
             if host in self.loop.network.filled:
                 for note in viewer.model.record:
                     if isinstance(note, Opened):
                         note.prompt = False
-        self.violations += judge(self.ledger, [viewer.model for viewer in self.viewers.values()], ended=loop.now)
+        clients = [viewer.model for viewer in self.viewers.values()]
+        self.violations += judge(self.ledger, clients, ended=loop.now, settled=settled)
         await self._check_people()
         await self._check_seats()
 
@@ -400,18 +402,23 @@ class _World:
 
     async def do_progress(self, step: Step) -> None:
         name, way, topic = step.more["name"], step.more["way"], self._project(step)
-        said = self.ledger.ask(topic, "step_started", "now", key=f"started.{name}", at=self.loop.now, line=name)
-        await self._publish([said], [{"type": "step_started", "step_id": name, "timestamp": said.mark}], way)
-        for number in range(step.more["count"]):
-            said = self.ledger.ask(topic, "step_progress", "latest", key=f"progress.{name}", at=self.loop.now)
-            event = {
-                "type": "step_progress",
-                "step_id": name,
-                "progress": number / 100,
-                "message": said.mark,
-            }
-            await self._publish([said], [event], way)
-            await asyncio.sleep(step.more["gap"])
+        for start in range(step.more.get("starts", 1)):
+            if start:
+                await asyncio.sleep(step.more["pause"])
+            said = self.ledger.ask(topic, "step_started", "now", key=f"started.{name}", at=self.loop.now, about=name)
+            await self._publish([said], [{"type": "step_started", "step_id": name, "timestamp": said.mark}], way)
+            for number in range(step.more["count"]):
+                said = self.ledger.ask(
+                    topic, "step_progress", "latest", key=f"progress.{name}", at=self.loop.now, about=name
+                )
+                event = {
+                    "type": "step_progress",
+                    "step_id": name,
+                    "progress": number / 100,
+                    "message": said.mark,
+                }
+                await self._publish([said], [event], way)
+                await asyncio.sleep(step.more["gap"])
         if step.more.get("ends", True):
             said = self.ledger.ask(
                 topic,
@@ -419,7 +426,7 @@ class _World:
                 "now",
                 key=f"completed.{name}",
                 at=self.loop.now,
-                line=name,
+                about=name,
                 settles=f"progress.{name}",
             )
             event = {"type": "step_completed", "step_id": name, "result": {"mark": said.mark}, "timestamp": "t"}
@@ -444,6 +451,25 @@ class _World:
         await self._say(
             step, lambda mark, _: {"type": "sim_tally", "what": name, "entries": [mark]}, "sim_tally", "merge"
         )
+
+    async def do_burst(self, step: Step) -> None:
+        """Many keys twice, each time in one go and in another order: all that waits was joined from two."""
+        names = [f"{step.more['name']}.{number}" for number in range(step.more["keys"])]
+        await self._tallies(step, names[:1])  # it opens the window, in which the others wait
+        for _ in range(2):
+            for start in range(0, len(names), 50):
+                await self._tallies(step, names[start : start + 50])
+            await asyncio.sleep(step.more["gap"])
+            self.chance.shuffle(names)
+
+    async def _tallies(self, step: Step, names: list[str]) -> None:
+        topic = self._project(step)
+        said = [self.ledger.ask(topic, "sim_tally", "merge", key=f"tally.{n}", at=self.loop.now) for n in names]
+        events = [
+            {"type": "sim_tally", "what": name, "entries": [each.mark + "x" * step.more["size"]]}
+            for name, each in zip(names, said, strict=True)
+        ]
+        await self._publish(said, events, step.more["way"])
 
     async def do_chat(self, step: Step) -> None:
         pad = "x" * step.more.get("size", 0)

@@ -1,4 +1,4 @@
-"""Types that the router's own do not cover: one that is not kept, and one whose merging is not idempotent."""
+"""Types that the router's own do not cover: one that is not kept and has a window of its own, and one whose merging is not idempotent."""
 
 from msgspec.structs import replace
 
@@ -24,5 +24,5 @@ def follow(pending: SimTally, new: SimTally) -> SimTally:
     return replace(new, entries=[*pending.entries, *new.entries])
 
 
-sim_cursor = Plugin(SimCursor, Policy(deliver=Latest(by=("who",)), keep=False))
+sim_cursor = Plugin(SimCursor, Policy(deliver=Latest(by=("who",), every=0.3), keep=False))
 sim_tally = Plugin(SimTally, Policy(deliver=Merge(follow, by=("what",))))
