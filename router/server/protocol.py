@@ -9,6 +9,7 @@ from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
+from websockets.protocol import State
 
 from router.errors import CloseCode, clip_reason
 from router.port import EXTENSION, HIGH_WATER
@@ -84,6 +85,10 @@ class GatewayProtocol(WebSocketsSansIOProtocol):
 
     def shutdown(self) -> None:
         """Called by uvicorn for all connections at once. With a listener they go one by one over the drain time."""
+        if self.handshake_complete and self.conn.state is not State.OPEN:
+            # It is closing already. uvicorn would send a second close frame, which raises, and tell nobody after it.
+            self.transport.close()
+            return
         if self.on_shutdown is None or self.close_sent or not self.handshake_complete:
             super().shutdown()
             return
@@ -112,7 +117,7 @@ class GatewayProtocol(WebSocketsSansIOProtocol):
 
     def end(self, code: CloseCode, reason: str) -> None:
         """Send a close frame, tell the application, and close for good after the timeout for the answer."""
-        if self.close_sent or self.disconnected or self.transport.is_closing():
+        if self.close_sent or self.disconnected or self.transport.is_closing() or self.conn.state is not State.OPEN:
             return
         reason = clip_reason(reason)
         self.queue.put_nowait({"type": "websocket.disconnect", "code": int(code), "reason": reason})

@@ -142,6 +142,8 @@ class _View:
         self._passing()
         for key, again in self._twice.items():
             number, before, note = again[0]
+            if self._client.plain and before < self._excused:
+                continue  # a publisher said it again because the server had lost it; a plain client cannot be told
             more = f", and {len(again) - 1} more of it" if len(again) > 1 else ""
             nagged = self._client.plain and note.event.get("requires_ack")
             self._tell(

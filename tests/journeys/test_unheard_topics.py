@@ -146,6 +146,7 @@ async def stay(world: World, fault: str) -> int:
     url, before, befall = world
     async with run_node(broker=url) as one, run_node(broker=url) as two, two.client() as client:
         page = Page(client)
+        await page.read(lambda page: page.events)  # it is told of itself, so all of it is there
         await before()
 
         async def come(each: int) -> None:
