@@ -202,6 +202,7 @@ class Viewer:
         if frame["type"] == "welcome":
             if now - self.moved_at < 1.0:
                 self.moves_in_a_window += 1
+        if frame["type"] == "welcome" or (frame["type"] == "resync" and "topic" not in frame):
             self.model.ask_people()
             on_host(self.host, lambda: self._ask_people(socket))
         self.redelivered += bool(frame.get("redelivered"))
