@@ -129,21 +129,22 @@ class _Single:
         """A master that stood still while another took its place goes on as if nothing had been, until it is told."""
         if self._sentinel is None or time.monotonic() - self._confirmed_at < CONFIRM:
             return
+        asked = [self._named_by(sentinel) for sentinel in self._sentinel.sentinels]
+        # The sentinel that replaced a master knows of it up to two seconds before the others; the highest epoch is its.
+        named = max((told for told in await asyncio.gather(*asked) if told is not None), default=None)
         pool: Any = self.redis.connection_pool
-        for sentinel in self._sentinel.sentinels:
-            with contextlib.suppress(RedisError, OSError, TimeoutError):
-                async with asyncio.timeout(CONFIRM):
-                    told: Any = await sentinel.sentinel_get_master_addr_by_name(self._master)
-                if told is None or pool.master_address is None:
-                    continue
-                if _address(told) != _address(pool.master_address):
-                    break
-                self._confirmed_at = time.monotonic()
-                return
-        else:
-            return  # no sentinel can tell
-        await pool.disconnect(inuse_connections=True)  # also the one that is read from
-        raise RedisConnectionError("another master has taken its place")
+        if named is not None and pool.master_address is not None and named[1:] != _address(pool.master_address):
+            await pool.disconnect(inuse_connections=True)  # also the one that is read from
+            raise RedisConnectionError("another master has taken its place")
+        self._confirmed_at = time.monotonic()
+
+    async def _named_by(self, sentinel: Any) -> tuple[int, str, int] | None:
+        """Which master a sentinel names, with the epoch of its word; None when it does not answer."""
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(CONFIRM):
+                state = await sentinel.sentinel_master(self._master)
+                return (int(state["config-epoch"]), *_address((state["ip"], state["port"])))
+        return None
 
     async def close(self) -> None:
         await self.redis.aclose(close_connection_pool=True)
