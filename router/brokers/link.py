@@ -31,6 +31,8 @@ SOCKET_TIMEOUT = 5.0
 """Seconds that one answer may take."""
 SLOTS, LANES = 16_384, 16
 """A cluster's slots, and in how many parts of them scripts wait for each other."""
+SENTINEL_TIMEOUT = 1.0
+"""Seconds that a sentinel's answer may take; there are others."""
 CONFIRM = 0.2
 """Seconds for which a master counts as the master, once Sentinel has said so."""
 REFRESH = 1.0
@@ -140,10 +142,10 @@ class _Single:
 
     async def _named_by(self, sentinel: Any) -> tuple[int, str, int] | None:
         """Which master a sentinel names, with the epoch of its word; None when it does not answer."""
+        # Its own socket timeout bounds it: to cancel redis-py in the middle of connecting leaves sockets behind.
         with contextlib.suppress(RedisError, OSError, TimeoutError):
-            async with asyncio.timeout(CONFIRM):
-                state = await sentinel.sentinel_master(self._master)
-                return (int(state["config-epoch"]), *_address((state["ip"], state["port"])))
+            state = await sentinel.sentinel_master(self._master)
+            return (int(state["config-epoch"]), *_address((state["ip"], state["port"])))
         return None
 
     async def close(self) -> None:
@@ -262,6 +264,7 @@ def _under_sentinel(parts: SplitResult, scheme: str, connections: int) -> Link:
     # Written by the sentinels, whose names are theirs.
     known = {name: options.pop(name) for name in ("sentinel_username", "sentinel_password") if name in options}
     shared = {name: value for name, value in options.items() if name.startswith(("socket_", "ssl_")) or name == "retry"}
+    shared["socket_timeout"] = shared["socket_connect_timeout"] = SENTINEL_TIMEOUT
     secure = options.pop("connection_class", None) is SSLConnection
     if secure:
         shared["ssl"] = True

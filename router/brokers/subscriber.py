@@ -202,7 +202,7 @@ class _Line:
         try:
             if self._pubsub is not None:
                 try:
-                    await self._subscribe(self._pubsub, channels)
+                    await self._subscribe_more(self._pubsub, channels)
                 except AWAY:
                     await self.cut()  # the reader connects anew, and asks for all that is wanted
             await asyncio.gather(*waiting)
@@ -222,7 +222,7 @@ class _Line:
     async def _subscribe_late(self, channel: str) -> None:
         try:
             if self._pubsub is not None and channel in self.wanted:
-                await self._subscribe(self._pubsub, [channel])
+                await self._subscribe_more(self._pubsub, [channel])
         except AWAY:
             await self.cut()  # then all is asked for anew
 
@@ -254,6 +254,15 @@ class _Line:
                 await (pubsub.ssubscribe if self.name else pubsub.subscribe)(*channels[start : start + size])
         except AttributeError:  # redis-py's word for a connection that another task has just given up
             raise RedisConnectionError("cut while subscribing") from None
+
+    async def _subscribe_more(self, pubsub: Any, channels: list[str]) -> None:
+        """As `_subscribe`, on the connection that is being read: the reader may give it up meanwhile."""
+        try:
+            await self._subscribe(pubsub, channels)
+        finally:
+            if pubsub is not self._pubsub:  # then redis-py has opened another one for it, which nobody would close
+                with contextlib.suppress(Exception):
+                    await pubsub.aclose()
 
     async def _read(self) -> None:
         pause = 0.0

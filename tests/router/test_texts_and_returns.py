@@ -11,6 +11,7 @@ from router.catalog import Catalog, Found
 from router.errors import Refused
 from router.flow import Router
 from router.gateway import parse_since
+from router.hub import LOOSE
 from router.session import Session, topics_of
 from router.testing import Clock, envelope
 
@@ -205,7 +206,7 @@ async def test_one_who_is_told_that_too_much_went_by_and_is_slow_again_at_that_i
     sink = Sink()
     session, _ = await come(router, "slow", sink=sink)
     router.slow(session)
-    for _ in range(101):
+    for _ in range(LOOSE + 1):
         await router.broker.publish(envelope(Plugin(Said, Policy(keep=False)), Said(number=0), project="p"))
     await router._lanes.idle()
     sink.on_write = lambda frame: router.slow(session)

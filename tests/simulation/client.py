@@ -199,9 +199,8 @@ class Viewer:
         now = self._loop.time()
         self._tell(f"{self.host} hears {_short(frame)}")
         answers = self.model.take(frame, now)
-        if frame["type"] == "welcome":
-            if now - self.moved_at < 1.0:
-                self.moves_in_a_window += 1
+        if frame["type"] == "welcome" and now - self.moved_at < 1.0:
+            self.moves_in_a_window += 1
         if frame["type"] == "welcome" or (frame["type"] == "resync" and "topic" not in frame):
             self.model.ask_people()
             on_host(self.host, lambda: self._ask_people(socket))

@@ -170,7 +170,7 @@ MUTATIONS = (
     Mutation(
         "position-past-held",
         "pacing.py",
-        "pos = min(held) - 1 if held else self._seen",
+        "pos = self._seen if floor is None else floor - 1",
         "pos = self._seen",
         "a position passes what is held back: who comes back misses it",
     ),
