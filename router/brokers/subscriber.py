@@ -133,6 +133,10 @@ class Subscriber:
                 line.end()
 
 
+async def _stay_down(*_: Any, **__: Any) -> None:
+    """What failed is raised, and the reader takes another connection."""
+
+
 class _Line:
     """One connection that is read for ever. When it ends, another one takes its place."""
 
@@ -176,7 +180,10 @@ class _Line:
     async def connect(self) -> Any:
         """Open the connection and ask for all that is wanted. Returns redis-py's PubSub."""
         self._redis = await self._link.reader(self.name)
-        pubsub = self._redis.pubsub()
+        pubsub: Any = self._redis.pubsub()
+        # redis-py connects anew by itself before it raises. Two tasks that meet the same dead connection would do it side
+        # by side, and the socket of one is never closed.
+        pubsub._reconnect = _stay_down  # noqa: SLF001
         asked: set[str] = set()
         try:
             while missing := [channel for channel in self.wanted if channel not in asked]:  # more may come meanwhile
@@ -184,7 +191,7 @@ class _Line:
                 asked.update(missing)
         except BaseException:
             with contextlib.suppress(*AWAY):
-                await pubsub.aclose()  # type: ignore[no-untyped-call]  # gives its connection back
+                await pubsub.aclose()  # gives its connection back
             raise
         self._pubsub = pubsub
         self.heard_at = time.monotonic()
