@@ -10,7 +10,7 @@ from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.servers.process import BUS, free_ports, wait_until
+from tests.servers.process import BUS, drop_connections, free_ports, wait_until
 from tests.servers.server import Server
 
 __all__ = ["Cluster", "run_cluster"]
@@ -184,3 +184,4 @@ def run_cluster(program: str, *, replicas: bool = False) -> Iterator[Cluster]:
             yield cluster
         finally:
             cluster.stop()
+            drop_connections()

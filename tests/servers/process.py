@@ -1,6 +1,7 @@
 """Runs a server program, and sees to it that it ends."""
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from random import SystemRandom
 
 from redis.exceptions import RedisError
 
-__all__ = ["Process", "free_ports", "wait_until"]
+__all__ = ["Process", "drop_connections", "free_ports", "wait_until"]
 
 LIFE = 900
 """Seconds after which a server ends by itself, whatever became of the tests."""
@@ -89,6 +90,19 @@ class Process:
         """Let it go on."""
         assert self._popen is not None
         self._popen.send_signal(signal.SIGCONT)
+
+
+def drop_connections() -> None:
+    """Collect what is left of connections to a server that has ended.
+
+    Whoever is cut off in the middle of connecting leaves its socket to the collector, which tells of it whenever it
+    comes: in the middle of another test, which then fails.
+    """
+    told, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = told
 
 
 def free_ports(count: int) -> list[int]:

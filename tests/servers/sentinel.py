@@ -11,7 +11,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.servers.process import Process, free_ports, wait_until
+from tests.servers.process import Process, drop_connections, free_ports, wait_until
 from tests.servers.server import Server
 
 __all__ = ["Sentinel", "run_sentinel"]
@@ -149,3 +149,4 @@ def run_sentinel(program: str) -> Iterator[Sentinel]:
             yield sentinel
         finally:
             sentinel.stop()
+            drop_connections()

@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.servers.certificate import make_certificate
-from tests.servers.process import Process, free_ports, wait_until
+from tests.servers.process import Process, drop_connections, free_ports, wait_until
 
 __all__ = ["COMMANDS", "Access", "Server", "run_server"]
 
@@ -116,3 +116,4 @@ def run_server(program: str, *options: str, access: Access = "open", tls: bool =
             yield server
         finally:
             server.kill()
+            drop_connections()
