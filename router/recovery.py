@@ -222,7 +222,8 @@ class Recovery:
         if bookmark.pos != self.standings[topic].seen or bookmark.known or self._holding.held(topic):
             return False
         if topic in session.whole:
-            self.standings[topic].texts.tear(session.id)  # history has nothing of those that go on
+            if bookmark.pos:  # it asked for all, and of what there was history has nothing: nor of texts that go on
+                self.standings[topic].texts.tear(session.id)
             session.whole -= {topic}
         self._hub.join(session, topic, bookmark)
         return True

@@ -524,3 +524,11 @@ async def test_who_asks_for_all_of_a_topic_that_redis_has_forgotten_before_is_to
             assert [frame["pos"] for frame in page.resyncs] == [0]
         async with other.client(since="0") as client:
             assert client.welcome["recovered"] is False
+
+
+async def test_a_text_of_a_producer_that_counts_from_one_is_whole_to_who_was_there_before_all():
+    async with run_node() as node, node.client(since="0") as client:
+        assert client.welcome["recovered"] is True
+        await node.publish(piece("a ", index=1), piece("b", index=2, last=True))
+        page = Page(client)
+        await page.read(lambda page: page.text == "a b")
